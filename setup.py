@@ -1,0 +1,48 @@
+"""Packaging of mmjax: lower bounds only; the versions that were tested stand in tests/constraints.txt."""
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "absl-py>=2.1",
+    "array_record>=0.8",
+    "flax>=0.12",
+    "grain>=0.2.15",
+    "jax>=0.10",
+    "jinja2>=3.1",
+    "matplotlib>=3.8",
+    "ml_collections>=1.0",
+    "msgpack>=1.0",
+    "numpy>=2.0",
+    "optax>=0.2.5",
+    "orbax-checkpoint>=0.12",
+    "pillow>=11.0",
+    "safetensors>=0.5",
+    "tensorboardX>=2.6",
+    "tokenizers>=0.21",
+    "tqdm>=4.66",
+]
+EXTRAS = {
+    "tpu": ["jax[tpu]>=0.10"],
+    "cuda": ["jax[cuda13]>=0.10"],
+    "data": ["scikit-learn>=1.4"],
+    "hf": ["huggingface_hub>=0.30"],
+    "video": ["av>=14.0"],
+    "wandb": ["wandb>=0.19"],
+    "notebooks": ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"],
+    "test": ["chex>=0.1.90", "pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.9"],
+    "parity": ["torch>=2.4", "transformers>=5.0", "einops>=0.8"],
+}
+
+setup(
+    name="mmjax",
+    version="0.1.0",
+    description="Multimodal language models in JAX: KOSMOS-1, Flamingo, CLIP, BLIP-2, MiniGPT-4, MM1, Emu2",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["mmjax", "mmjax.*"]),
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["mmjax=mmjax.cli.main:main"]},
+)
