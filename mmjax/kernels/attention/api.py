@@ -1,0 +1,112 @@
+"""The one entry to attention: checks its arguments and chooses an implementation."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mmjax.kernels.attention.mask import IntervalMask
+from mmjax.kernels.attention.reference import reference
+from mmjax.kernels.attention.rotary import Rotary
+
+
+class Implementation(NamedTuple):
+    """One way to compute attention.
+
+    Attributes:
+        name: what callers pass as `implementation`.
+        run: takes the arguments of `attention`, checked, with `scale` a float.
+        refuse: takes the same; says why it cannot compute this call, or None if it can.
+        suits: takes the same; whether to choose it when the caller does not.
+    """
+
+    name: str
+    run: Callable[..., jax.Array]
+    refuse: Callable[..., str | None]
+    suits: Callable[..., bool]
+
+
+# In order of preference. The last one computes everything.
+IMPLEMENTATIONS = (Implementation("reference", reference, refuse=lambda *a, **k: None, suits=lambda *a, **k: True),)
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    mask: IntervalMask,
+    rotary: Rotary | None = None,
+    bias: jax.Array | None = None,
+    scale: float | None = None,
+    implementation: str | None = None,
+) -> jax.Array:
+    """Scaled dot-product attention over the interval of keys that each query sees; softmax in float32.
+
+    Args:
+        q: float[B, T, N, H] queries.
+        k: float[B, S, K, H] keys; N is a multiple of K, and query head n reads key head n // (N / K).
+        v: float[B, S, K, H] values.
+        mask: which keys each query sees. A query that sees none gets an output and a gradient of exactly 0.
+        rotary: turns queries and keys by their positions first; None for neither.
+        bias: float[1 or B, N, T, S] added to the logits after `scale`; None for none.
+        scale: factor of the logits; None for 1 / sqrt(H).
+        implementation: a name of `IMPLEMENTATIONS`, or None to choose by platform and size.
+
+    Returns:
+        float[B, T, N, H] in the dtype of `v`.
+
+    Raises:
+        ValueError: if shapes or dtypes do not fit, or if the named implementation is unknown or cannot compute this
+            call (the message has the reason each implementation gives).
+    """
+    _check_arrays(q, k, v)
+    _check_extras(q, k, mask, rotary, bias)
+    arguments = dict(mask=mask, rotary=rotary, bias=bias, scale=1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    return _choose(implementation, q, k, v, **arguments).run(q, k, v, **arguments)
+
+
+def _choose(name: str | None, *args, **kwargs) -> Implementation:
+    if name is None:
+        able = (i for i in IMPLEMENTATIONS if i.refuse(*args, **kwargs) is None)
+        return next(i for i in able if i.suits(*args, **kwargs))
+    refusals = {i.name: i.refuse(*args, **kwargs) for i in IMPLEMENTATIONS}
+    if name not in refusals:
+        raise ValueError(f"implementation={name!r} must be None or one of {', '.join(refusals)}")
+    if refusals[name] is not None:
+        reasons = "; ".join(f"{other}: {reason or 'can'}" for other, reason in refusals.items())
+        raise ValueError(f"implementation={name!r} cannot compute this call; pass None or one that can ({reasons})")
+    return next(i for i in IMPLEMENTATIONS if i.name == name)
+
+
+def _check_arrays(q: jax.Array, k: jax.Array, v: jax.Array) -> None:
+    if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[::3] != k.shape[::3] or q.shape[2] % k.shape[2]:
+        raise ValueError(
+            f"q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)} must be [B, T, N, H], [B, S, K, H] and "
+            f"[B, S, K, H] with N a multiple of K"
+        )
+    if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in (q, k, v)):
+        raise ValueError(f"q {q.dtype}, k {k.dtype} and v {v.dtype} must be floating point; cast them first")
+
+
+def _check_extras(q, k, mask: IntervalMask, rotary: Rotary | None, bias: jax.Array | None) -> None:
+    (b, t, n, _), s = q.shape, k.shape[1]
+    for name, bound in mask._asdict().items():
+        if bound.shape != (b, t) or not jnp.issubdtype(bound.dtype, jnp.integer):
+            raise ValueError(
+                f"mask.{name} {bound.dtype}{list(bound.shape)} must be integers of shape [B, T] = {[b, t]}: "
+                f"one interval of keys for each query"
+            )
+    if rotary is not None and (rotary.q_positions.shape != (b, t) or rotary.k_positions.shape != (b, s)):
+        raise ValueError(
+            f"rotary positions {list(rotary.q_positions.shape)} and {list(rotary.k_positions.shape)} must be "
+            f"[B, T] = {[b, t]} for queries and [B, S] = {[b, s]} for keys"
+        )
+    if bias is None:
+        return
+    if bias.shape not in ((1, n, t, s), (b, n, t, s)) or not jnp.issubdtype(bias.dtype, jnp.floating):
+        raise ValueError(
+            f"bias {bias.dtype}{list(bias.shape)} must be floating point of shape [1 or B, N, T, S] = {[b, n, t, s]}"
+        )
