@@ -1,0 +1,16 @@
+"""The layers all parts are built from, as thin Flax Linen modules."""
+
+from mmjax.layers.attention import Attention, KVCache
+from mmjax.layers.block import Block, BlockConfig
+from mmjax.layers.embed import Embed
+from mmjax.layers.linear import Linear, dropout
+from mmjax.layers.mlp import ACTIVATIONS, Mlp
+from mmjax.layers.norm import Norm, l2_normalize
+from mmjax.layers.params import axes_of, init_params, param, scaled, unbox, xavier
+from mmjax.layers.stack import Hook, num_hooks, run_stack, stack_params
+
+__all__ = [
+    "ACTIVATIONS", "Attention", "Block", "BlockConfig", "Embed", "Hook", "KVCache", "Linear", "Mlp", "Norm",
+    "axes_of", "dropout", "init_params", "l2_normalize", "num_hooks", "param", "run_stack", "scaled", "stack_params",
+    "unbox", "xavier",
+]

@@ -1,0 +1,114 @@
+"""Multi-head attention over intervals of keys, and the key-value cache of generation."""
+
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mmjax.kernels.attention import IntervalMask, Rotary, attention
+from mmjax.layers.linear import Linear
+from mmjax.layers.norm import Norm
+from mmjax.layers.params import scaled
+from mmjax.parallel import shard
+
+
+@flax.struct.dataclass
+class KVCache:
+    """Keys and values of every layer, and how many each row holds.
+
+    Attributes:
+        k, v: [L, B, S, K, H]; keys are stored rotated.
+        lengths: int32[B] tokens held per row; entries from there on are garbage that no mask reaches.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    lengths: jax.Array
+
+    def take(self, rows: jax.Array) -> "KVCache":
+        return KVCache(self.k[:, rows], self.v[:, rows], self.lengths[rows])
+
+    def positions(self, num_tokens: int) -> jax.Array:
+        """int32[B, T'] the positions that the next T' tokens of each row take."""
+        return self.lengths[:, None] + jnp.arange(num_tokens, dtype=jnp.int32)
+
+    def write(self, layer: jax.Array, k: jax.Array, v: jax.Array) -> "KVCache":
+        """Puts [B, T', K, H] keys and values after each row's length; what does not fit is dropped."""
+        rows = jnp.arange(k.shape[0])[:, None]
+        columns = self.positions(k.shape[1])
+        put = lambda store, new: store.at[layer, rows, columns].set(new.astype(store.dtype), mode="drop")  # noqa: E731
+        return self.replace(k=put(self.k, k), v=put(self.v, v))
+
+
+class Attention(nn.Module):
+    """out = W_o · LN*(softmax(q kᵀ / sqrt(H)) v), with grouped queries and interval masks.
+
+    Attributes:
+        embed_dim: D, width of the queries' input and of the output.
+        num_heads, num_kv_heads, head_dim: N, K (N a multiple of K) and H.
+        kv_dim: width of the input of keys and values; D for self-attention.
+        use_bias: biases on the four linear maps.
+        sub_norm: whether LN* over the concatenated heads stands before W_o (Sub-LN, arXiv:2210.06423).
+        norm_eps: its epsilon.
+        init: see `Linear`.
+        gain: factor on the initial W_v and W_o.
+        dtype: compute dtype.
+    """
+
+    embed_dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    kv_dim: int
+    use_bias: bool = True
+    sub_norm: bool = False
+    norm_eps: float = 1e-5
+    init: Any = scaled
+    gain: float = 1.0
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        def linear(size_in, shape_out, names, gain):
+            return Linear(size_in, shape_out, names, self.use_bias, self.init, gain, self.dtype)
+
+        heads, kv_heads = (self.num_heads, self.head_dim), (self.num_kv_heads, self.head_dim)
+        self.q = linear((self.embed_dim,), heads, ("embed", "heads", "head_dim"), 1.0)
+        self.k = linear((self.kv_dim,), kv_heads, ("embed", "kv_heads", "head_dim"), 1.0)
+        self.v = linear((self.kv_dim,), kv_heads, ("embed", "kv_heads", "head_dim"), self.gain)
+        self.out = linear(heads, (self.embed_dim,), ("heads", "head_dim", "embed"), self.gain)
+        if self.sub_norm:
+            self.inner_norm = Norm(self.num_heads * self.head_dim, eps=self.norm_eps, dtype=self.dtype)
+
+    def project_kv(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """float[B, S, kv_dim] -> keys and values dtype[B, S, K, H]."""
+        return (shard(self.k(x), "batch", "seq", "act_heads", None),
+                shard(self.v(x), "batch", "seq", "act_heads", None))
+
+    def attend(self, x: jax.Array, k: jax.Array, v: jax.Array, mask: IntervalMask,
+               rotary: Rotary | None = None) -> jax.Array:
+        """Attends from float[B, T, D] to given keys and values [B, S, K, H]: dtype[B, T, D]."""
+        q = shard(self.q(x), "batch", "seq", "act_heads", None)
+        return self._finish(attention(q, k, v, mask=mask, rotary=rotary))
+
+    def __call__(self, x: jax.Array, mask: IntervalMask, rotary: Rotary | None = None,
+                 source: jax.Array | None = None) -> jax.Array:
+        """Self-attention, or cross-attention to `source` float[B, S, kv_dim]: dtype[B, T, D]."""
+        return self.attend(x, *self.project_kv(x if source is None else source), mask, rotary)
+
+    def extend(self, x: jax.Array, mask: IntervalMask, rotary: Rotary | None, cache: KVCache,
+               layer: jax.Array) -> tuple[jax.Array, KVCache]:
+        """Self-attention of T' new tokens [B, T', D] to all that the cache holds, themselves included."""
+        q, (k, v) = self.q(x), self.project_kv(x)
+        if rotary is not None:
+            q, k = rotary.rotate_q(q), rotary.rotate_k(k)
+        cache = cache.write(layer, k, v)
+        out = attention(q, cache.k[layer].astype(q.dtype), cache.v[layer].astype(q.dtype), mask=mask)
+        return self._finish(out), cache
+
+    def _finish(self, heads: jax.Array) -> jax.Array:
+        heads = shard(heads, "batch", "seq", "act_heads", None)
+        if self.sub_norm:
+            heads = self.inner_norm(heads.reshape(*heads.shape[:-2], -1)).reshape(heads.shape)
+        return self.out(heads)

@@ -1,0 +1,38 @@
+"""Token embeddings, whose table may serve as the output head, and learned position tables."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mmjax.layers.params import param
+
+
+class Embed(nn.Module):
+    """A table of embeddings [num_rows, dim].
+
+    Attributes:
+        num_rows: vocabulary size or number of positions.
+        dim: width D.
+        names: logical axis names of the table.
+        std: standard deviation of the initial N(0, std²).
+        dtype: dtype of the result.
+    """
+
+    num_rows: int
+    dim: int
+    names: tuple[str, str] = ("vocab", "embed")
+    std: float = 0.02
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        self.table = param(self, "table", nn.initializers.normal(self.std), (self.num_rows, self.dim), self.names)
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """int32[...] -> dtype[..., D]."""
+        return jnp.take(self.table.astype(self.dtype), ids, axis=0)
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        """Logits against every row: float[..., D] -> dtype[..., num_rows]."""
+        return x.astype(self.dtype) @ self.table.astype(self.dtype).T

@@ -1,0 +1,59 @@
+"""Linear maps over one or more trailing dimensions, and dropout."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mmjax.layers.params import Initializer, param, scaled
+
+
+class Linear(nn.Module):
+    """y = x · kernel + bias over the last `len(in_shape)` dimensions of x.
+
+    Attributes:
+        in_shape: sizes of the contracted dimensions, e.g. (D,) or (N, H).
+        out_shape: sizes of the dimensions that replace them, e.g. (N, H) or (D,).
+        names: logical axis name of each kernel dimension, inputs first.
+        use_bias: whether a bias of `out_shape` is added.
+        init: `init(scale, in_axis, out_axis)` -> initializer; LeCun normal by default.
+        gain: factor on the initial standard deviation.
+        dtype: dtype of the product; parameters are cast to it.
+    """
+
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    names: tuple[str, ...]
+    use_bias: bool = True
+    init: Any = scaled
+    gain: float = 1.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """float[..., *in_shape] -> dtype[..., *out_shape]."""
+        n_in, n_out = len(self.in_shape), len(self.out_shape)
+        kernel = param(self, "kernel", self._initializer(), self.in_shape + self.out_shape, self.names)
+        contract = (tuple(range(x.ndim - n_in, x.ndim)), tuple(range(n_in)))
+        y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (contract, ((), ())))
+        if self.use_bias:
+            bias = param(self, "bias", nn.initializers.zeros, self.out_shape, self.names[n_in:])
+            y = y + bias.astype(self.dtype)
+        assert y.shape[y.ndim - n_out:] == self.out_shape
+        return y
+
+    def _initializer(self) -> Initializer:
+        """Initialises as a matrix of the flattened dimensions, so that fans are products of all of them."""
+        matrix = (math.prod(self.in_shape), math.prod(self.out_shape))
+        flat = self.init(self.gain, 0, 1)
+        return lambda key, shape, dtype: flat(key, matrix, dtype).reshape(shape)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zeroes entries with probability `rate` and rescales the rest; the identity without a key."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)

@@ -1,0 +1,133 @@
+"""Stacks of equal blocks: parameters stacked over layers, run by one scan with rematerialisation.
+
+A scan compiles one block however many there are. A stack can run a second kind of layer (a hook) before every n-th
+block: gated cross-attention into a frozen language model. The blocks' parameters keep their plain [L, ...] layout, so a
+language model's weights are the same tree with and without hooks.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mmjax.kernels.attention import IntervalMask, Rotary
+from mmjax.layers.attention import KVCache
+from mmjax.layers.block import Block
+from mmjax.layers.params import init_params
+
+REMAT_POLICIES = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Hook:
+    """Layers that run before blocks `offset`, `offset + every`, ...
+
+    Attributes:
+        apply: (params of one hook, x float[B, T, D]) -> float[B, T, D].
+        params: tree of arrays stacked over the hooks, `num_hooks(...)` of them.
+        every: n, blocks from one hook to the next.
+        offset: index of the first block that has a hook before it.
+    """
+
+    apply: Callable[[Any, jax.Array], jax.Array]
+    params: Any
+    every: int
+    offset: int = 0
+
+
+def num_hooks(num_layers: int, every: int, offset: int = 0) -> int:
+    """How many of the blocks 0 .. num_layers - 1 have a hook before them."""
+    return len(range(offset, num_layers, every))
+
+
+def stack_params(module: nn.Module, name: str, block: nn.Module, num_layers: int, *example) -> Any:
+    """Declares the parameters of `num_layers` equal blocks as one tree with a leading "layers" dimension.
+
+    Args:
+        module: the module that owns them, as sub-tree `name`.
+        block: an unbound module whose `__call__` takes `example`.
+        *example: arrays or `jax.ShapeDtypeStruct`s; only their shapes matter.
+    """
+    def init(key):
+        one = lambda k: init_params(block, k, *jax.tree.map(lambda e: jnp.zeros(e.shape, e.dtype), example))  # noqa: E731
+        stacked = jax.vmap(one)(jax.random.split(key, num_layers))
+        return jax.tree.map(lambda box: box.add_axis(0, {}), stacked, is_leaf=lambda leaf: hasattr(leaf, "names"))
+
+    return module.param(name, init)
+
+
+def run_stack(block: Block, params: Any, x: jax.Array, mask: IntervalMask, *, rotary: Rotary | None = None,
+              key: jax.Array | None = None, cache: KVCache | None = None, hook: Hook | None = None,
+              remat: str = "full") -> tuple[jax.Array, KVCache | None]:
+    """Runs stacked blocks over x.
+
+    Args:
+        block: the unbound block all layers share.
+        params: its parameters with a leading dimension L.
+        x: float[B, T, D].
+        mask, rotary: as for `attention`, equal in all layers.
+        key: dropout key, or None.
+        cache: keys and values of all L layers, to read and extend.
+        hook: layers that run in between.
+        remat: a key of `REMAT_POLICIES`: what the backward pass recomputes.
+
+    Returns:
+        float[B, T, D], and the cache with each layer's new keys and values (its lengths as they were).
+    """
+    num_layers = jax.tree.leaves(params)[0].shape[0]
+
+    def layer(carry, inputs):
+        x, cache = carry
+        p, i = inputs
+        k = None if key is None else jax.random.fold_in(key, i)
+        return block.apply({"params": p}, x, mask, rotary, k, cache, i), None
+
+    layer = _remat(layer, remat)
+    layers = (params, jnp.arange(num_layers))
+    if hook is None:
+        return jax.lax.scan(layer, (x, cache), layers)[0]
+
+    run_hook = _remat(hook.apply, remat)
+
+    def group(carry, inputs):
+        hook_params, group_layers = inputs
+        x, cache = carry
+        return jax.lax.scan(layer, (run_hook(hook_params, x), cache), group_layers)[0], None
+
+    return _run_groups(group, layer, (x, cache), layers, hook, num_layers)
+
+
+def _run_groups(group, layer, carry, layers, hook: Hook, num_layers: int):
+    """Blocks before the first hook, then whole groups of a hook and n blocks, then a last group cut short."""
+    n, start = hook.every, min(hook.offset, num_layers)
+    whole = (num_layers - start) // n
+    end = start + whole * n
+    if start:
+        carry, _ = jax.lax.scan(layer, carry, _part(layers, 0, start))
+    if whole:
+        # Where n divides L this reshape is free; otherwise the slice copies the parameters once a step.
+        grouped = jax.tree.map(lambda a: a.reshape(whole, n, *a.shape[1:]), _part(layers, start, end))
+        carry, _ = jax.lax.scan(group, carry, (_part(hook.params, 0, whole), grouped))
+    if end < num_layers:
+        last = jax.tree.map(lambda a: a[whole], hook.params)
+        carry, _ = group(carry, (last, _part(layers, end, num_layers)))
+    return carry
+
+
+def _part(tree: Any, start: int, stop: int) -> Any:
+    return jax.tree.map(lambda a: a if (start, stop) == (0, a.shape[0]) else a[start:stop], tree)
+
+
+def _remat(function: Callable, policy: str) -> Callable:
+    if policy not in REMAT_POLICIES:
+        raise ValueError(f"unknown remat policy {policy!r}; choose from {', '.join(REMAT_POLICIES)}")
+    if policy == "none":
+        return function
+    return jax.checkpoint(function, policy=REMAT_POLICIES[policy], prevent_cse=False)

@@ -1,0 +1,161 @@
+"""Decoder-only language model in the Magneto/KOSMOS form (Sub-LN, xPos) and the LLaMA/GPT/OPT form."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mmjax.batch import Batch
+from mmjax.kernels.attention import Rotary
+from mmjax.kernels.attention import mask as masks
+from mmjax.layers import Block, BlockConfig, Embed, Hook, KVCache, Linear, Norm, dropout, run_stack, stack_params
+
+POSITIONS = ("learned", "rotary", "xpos")
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """A decoder-only transformer.
+
+    Attributes:
+        vocab_size: V.
+        num_layers: blocks.
+        block: the block; `sub_norm` and `init_gain` make it a Magneto decoder.
+        positions: "learned" (GPT, OPT), "rotary" (LLaMA, arXiv:2104.09864) or "xpos" (KOSMOS-1, arXiv:2212.10554).
+        max_positions: longest document; rows of a learned table, and twice the centre of the xPos scale.
+        rotary_base: base of the rotary angles.
+        rotary_layout: "split" (LLaMA) or "interleaved" (xPos).
+        xpos_scale_base: tokens over which xPos decays by its smallest factor.
+        tie_embeddings: whether the token table is the output head.
+        scale_embedding: whether embeddings, of text and images, are multiplied by sqrt(D) (KOSMOS-1).
+        embed_dropout: dropout rate on the embeddings.
+        remat: what the backward pass recomputes, see `layers.stack.REMAT_POLICIES`.
+    """
+
+    vocab_size: int
+    num_layers: int
+    block: BlockConfig
+    positions: str = "rotary"
+    max_positions: int = 2048
+    rotary_base: float = 10_000.0
+    rotary_layout: str = "split"
+    xpos_scale_base: float = 512.0
+    tie_embeddings: bool = True
+    scale_embedding: bool = False
+    embed_dropout: float = 0.0
+    remat: str = "full"
+
+    def __post_init__(self):
+        if self.positions not in POSITIONS:
+            raise ValueError(f"unknown positions {self.positions!r}; choose from {', '.join(POSITIONS)}")
+
+
+class Decoder(nn.Module):
+    """Tokens or embeddings to next-token logits, in steps that a system may reach between."""
+
+    config: DecoderConfig
+
+    def setup(self):
+        c = self.config
+        width, dtype = c.block.embed_dim, jnp.dtype(c.block.dtype)
+        # With scaling by sqrt(D) the embeddings start at unit variance, as in torchscale.
+        std = width**-0.5 if c.scale_embedding else 0.02
+        self.token_embed = Embed(c.vocab_size, width, std=std, dtype=dtype)
+        if c.positions == "learned":
+            self.position_embed = Embed(c.max_positions, width, ("patch", "embed"), std=0.02, dtype=dtype)
+        self.block = Block(c.block, parent=None)
+        self.blocks = stack_params(self, "blocks", self.block, c.num_layers,
+                                   jax.ShapeDtypeStruct((1, 1, width), dtype), masks.all_keys(1, 1, 1))
+        self.final_norm = Norm(width, c.block.norm, c.block.norm_eps, c.block.use_bias, dtype)
+        if not c.tie_embeddings:
+            self.head = Linear((width,), (c.vocab_size,), ("embed", "vocab"), use_bias=False, dtype=dtype)
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """int32[B, T] -> float[B, T, D] token embeddings, not yet scaled."""
+        return self.token_embed(tokens)
+
+    def run(self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, *, key: jax.Array | None = None,
+            hook: Hook | None = None) -> jax.Array:
+        """Runs packed rows of embeddings through the blocks and the head.
+
+        Args:
+            x: float[B, T, D] embeddings.
+            segment_ids: int32[B, T] document of each token, 0 on padding; no token sees another document.
+            positions: int32[B, T] position inside the document, below `max_positions`.
+            key: dropout key, or None.
+            hook: layers that run before every n-th block.
+
+        Returns:
+            float32[B, T, V] logits.
+        """
+        key_embed, key_blocks = (None, None) if key is None else jax.random.split(key)
+        x = dropout(self._place(x, positions), self.config.embed_dropout, key_embed)
+        x, _ = run_stack(self.block, self.blocks, x, masks.causal(segment_ids), rotary=self._rotary(positions),
+                         key=key_blocks, hook=hook, remat=self.config.remat)
+        return self._logits(x)
+
+    def extend(self, x: jax.Array, cache: KVCache, num_new: jax.Array, hook: Hook | None = None
+               ) -> tuple[jax.Array, KVCache]:
+        """Appends embeddings to every row of a cache.
+
+        Args:
+            x: float[B, T', D] embeddings, right-padded.
+            cache: what the rows hold so far.
+            num_new: int32[B], at most T': how many of the new tokens are real.
+            hook: as for `run`.
+
+        Returns:
+            float32[B, T', V] logits (garbage on padding) and the cache with lengths grown by `num_new`.
+        """
+        positions = cache.positions(x.shape[1])
+        mask = masks.decode(cache.lengths, x.shape[1])
+        x, cache = run_stack(self.block, self.blocks, self._place(x, positions), mask,
+                             rotary=self._rotary(positions), cache=cache, hook=hook, remat="none")
+        return self._logits(x), cache.replace(lengths=cache.lengths + num_new)
+
+    def __call__(self, batch: Batch) -> jax.Array:
+        """float32[B, T, V] logits of a batch of text."""
+        return self.run(self.embed(batch.tokens), batch.segment_ids, batch.positions)
+
+    def _place(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+        """Scales embeddings and adds learned positions."""
+        if self.config.scale_embedding:
+            x = x * math.sqrt(self.config.block.embed_dim)
+        if self.config.positions == "learned":
+            x = x + self.position_embed(positions)
+        return x
+
+    def _rotary(self, positions: jax.Array) -> Rotary | None:
+        c = self.config
+        if c.positions == "learned":
+            return None
+        scale_base = c.xpos_scale_base if c.positions == "xpos" else None
+        return Rotary(positions, positions, base=c.rotary_base, layout=c.rotary_layout, xpos_scale_base=scale_base,
+                      xpos_center=c.max_positions // 2)
+
+    def _logits(self, x: jax.Array) -> jax.Array:
+        x = self.final_norm(x)
+        logits = self.token_embed.attend(x) if self.config.tie_embeddings else self.head(x)
+        return logits.astype(jnp.float32)
+
+
+def empty_cache(config: DecoderConfig, batch_size: int, max_len: int) -> KVCache:
+    """A cache for `batch_size` rows of at most `max_len` tokens, in the compute dtype.
+
+    Raises:
+        ValueError: if the rows are longer than the positions the model has.
+    """
+    if max_len > config.max_positions:
+        raise ValueError(f"max_len={max_len} exceeds max_positions={config.max_positions} of the language model; "
+                         "shorten the prompt or generate fewer tokens")
+    _, kv_heads, head_dim = config.block.heads
+    shape = (config.num_layers, batch_size, max_len, kv_heads, head_dim)
+    zeros = lambda: jnp.zeros(shape, config.block.dtype)  # noqa: E731
+    return KVCache(zeros(), zeros(), jnp.zeros((batch_size,), jnp.int32))
+
+
+def row_lengths(batch: Batch) -> jax.Array:
+    """int32[B] tokens of each row of a batch that holds one right-padded document per row."""
+    return (batch.segment_ids > 0).sum(axis=1).astype(jnp.int32)
