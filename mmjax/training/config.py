@@ -1,0 +1,237 @@
+"""What a training run is: every field with its default, unit and check, resolved from a ConfigDict.
+
+A config file's `get_config()` returns one stage (a flat ConfigDict with the fields of `StageConfig`), or several:
+`c.stages = ("language", "flamingo")` with each of them under its name. `resolve` turns either into dataclasses.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_collections
+
+from mmjax.parallel import AXES
+from mmjax.training import structure
+from mmjax.training.structure import ConfigError, choices, free, require
+
+FROZEN = "frozen"       # the built-in group of parameters that do not train
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """An optax optimizer and its schedule.
+
+    Attributes:
+        name: "adamw" (arXiv:1711.05101) or "lion" (arXiv:2302.06675; `eps` is not used).
+        lr: peak learning rate.
+        end_lr: learning rate of the last update under a "linear" or "cosine" schedule.
+        warmup_steps: update n of the first `warmup_steps` uses lr * n / warmup_steps, n from 1.
+        schedule: what follows the warm-up: "constant", or a "linear" or "cosine" way down to `end_lr`.
+        b1: decay of the mean of gradients.
+        b2: decay of the mean of squared gradients.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled decay, multiplied by the learning rate; a group may set its own.
+        clip_norm: largest global norm of the gradient over all trainable parameters; None does not clip.
+    """
+
+    name: Literal["adamw", "lion"] = "adamw"
+    lr: float = 3e-4
+    end_lr: float = 0.0
+    warmup_steps: int = 0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0
+
+    def __post_init__(self):
+        require(self.lr > 0, f"lr={self.lr} must be positive")
+        require(0 <= self.end_lr <= self.lr, f"end_lr={self.end_lr} must lie between 0 and lr={self.lr}")
+        require(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps} must not be negative")
+        require(0 <= self.b1 < 1 and 0 <= self.b2 < 1, f"b1={self.b1} and b2={self.b2} must lie in [0, 1)")
+        require(self.eps > 0, f"eps={self.eps} must be positive")
+        require(self.weight_decay >= 0, f"weight_decay={self.weight_decay} must not be negative")
+        require(self.clip_norm is None or self.clip_norm > 0,
+                f"clip_norm={self.clip_norm} must be positive, or None for no clipping")
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupConfig:
+    """How one group of parameters trains.
+
+    Attributes:
+        lr_mult: factor on the learning rate.
+        weight_decay: the group's own weight decay; None takes the optimizer's.
+    """
+
+    lr_mult: float = 1.0
+    weight_decay: float | None = None
+
+    def __post_init__(self):
+        require(self.lr_mult > 0, f"lr_mult={self.lr_mult} must be positive; use the group {FROZEN!r} to train nothing")
+        require(self.weight_decay is None or self.weight_decay >= 0,
+                f"weight_decay={self.weight_decay} must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """One stage of training, from fresh or given parameters to the last checkpoint.
+
+    Attributes:
+        system: name of the system, a key of the models table.
+        model: the system's own config.
+        data: what to train on.
+        total_steps: updates to make.
+        optimizer: optimizer and schedule.
+        rules: ordered (regex, group) pairs; the first regex that matches a whole parameter path "a/b/c" decides.
+            Every parameter needs a rule and every rule must decide about some parameter.
+        groups: settings of each group that `rules` names. "frozen" is built in.
+        set_weights: weight of each data set's loss in the sum; empty means 1 for all.
+        init_from: sub-tree of the parameters ("" for all) -> name of an earlier stage, or path of a run directory,
+            whose last checkpoint it is filled from.
+        frozen_dtype: how floating-point parameters that do not train are stored.
+        mesh: devices along each mesh axis; absent axes have 1, one axis may have -1: all that remain.
+        seed: of parameters, dropout and data order.
+        log_every: steps between rows of metrics.
+        eval_every: steps between evaluations; 0 evaluates at the end only.
+        checkpoint_every: steps between checkpoints; 0 saves at the end only.
+        keep_checkpoints: how many of the latest checkpoints stay on disk.
+        max_nonfinite: updates with a loss or gradient that is not finite to skip before the run stops.
+        evals: what to evaluate.
+    """
+
+    system: str
+    model: Any
+    data: Any
+    total_steps: int = free()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    rules: tuple[tuple[str, str], ...] = ((".*", "main"),)
+    groups: dict[str, GroupConfig] = dataclasses.field(default_factory=lambda: {"main": GroupConfig()})
+    set_weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    init_from: dict[str, str] = dataclasses.field(default_factory=dict)
+    frozen_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    mesh: dict[str, int] = free(default_factory=lambda: {"data": -1})
+    seed: int = 0
+    log_every: int = free(default=10)
+    eval_every: int = free(default=0)
+    checkpoint_every: int = free(default=1000)
+    keep_checkpoints: int = free(default=2)
+    max_nonfinite: int = free(default=0)
+    evals: tuple[Any, ...] = free(default=())
+
+    def __post_init__(self):
+        for name in ("total_steps", "log_every", "keep_checkpoints"):
+            require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
+        for name in ("eval_every", "checkpoint_every", "max_nonfinite", "seed"):
+            require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
+        require(self.optimizer.schedule == "constant" or self.optimizer.warmup_steps < self.total_steps,
+                f"optimizer.warmup_steps={self.optimizer.warmup_steps} must be less than "
+                f"total_steps={self.total_steps}, so that the rate can come down")
+        _check_rules(self.rules, self.groups)
+        for name, weight in self.set_weights.items():
+            require(weight >= 0, f"set_weights.{name}={weight} must not be negative")
+        for axis in self.mesh:
+            require(axis in AXES, f"unknown mesh axis {axis!r}; {choices(axis, AXES)}")
+
+
+def resolve(config: Mapping[str, Any], *, model_types: Mapping[str, type], data_type: type,
+            eval_type: type | Any) -> tuple[tuple[str, StageConfig], ...]:
+    """Turns what a config file returned into checked stages.
+
+    Args:
+        config: a ConfigDict or plain mapping, flat (one stage) or with `stages`.
+        model_types: config dataclass of every system.
+        data_type: dataclass of `data`.
+        eval_type: dataclass, or union of dataclasses, of the items of `evals`.
+
+    Returns:
+        (name, config) of each stage in order. The only stage of a flat config is named "".
+
+    Raises:
+        ConfigError: naming the path of the field, the value and the rule it broke.
+    """
+    values = _plain(config)
+    if "stages" not in values:
+        return (("", resolve_stage(values, "", model_types, data_type, eval_type)),)
+    names = values.pop("stages")
+    require(isinstance(names, list | tuple) and names and all(isinstance(n, str) and n for n in names)
+            and len(set(names)) == len(names), f"stages={names!r} must be a tuple of different names")
+    for key in values:
+        require(key in names, f"unknown field {key!r} beside 'stages', where only the stages stand; "
+                              f"{choices(key, names)}")
+    stages: list[tuple[str, StageConfig]] = []
+    for name in names:
+        require(name in values, f"stages names {name!r}, but the config has no field {name!r}")
+        stage = resolve_stage(values[name], name, model_types, data_type, eval_type)
+        _check_init_from(name, stage, [n for n, _ in stages])
+        stages.append((name, stage))
+    return tuple(stages)
+
+
+def resolve_stage(values: Mapping[str, Any], path: str, model_types: Mapping[str, type], data_type: type,
+                  eval_type: type | Any) -> StageConfig:
+    """Builds one stage, also from the `config.json` of a run; arguments and errors as `resolve`."""
+    system = values.get("system") if isinstance(values, Mapping) else None
+    where = f"{path}.system" if path else "system"
+    require(system in model_types, f"{where}={system!r} is not a system; {choices(system, model_types)}")
+    types = {"model": model_types[system], "data": data_type, "evals": tuple[eval_type, ...]}
+    return structure.from_dict(StageConfig, values, path, types)
+
+
+def to_json(config: Any) -> str:
+    """The complete config as JSON, in the order of the fields."""
+    return json.dumps(structure.to_dict(config), indent=2) + "\n"
+
+
+def check_same_run(config: StageConfig, stored: Mapping[str, Any], where: Path) -> None:
+    """Refuses to continue a run under another config.
+
+    Args:
+        config: the config now.
+        stored: the mapping in the run's `config.json`.
+        where: the run directory, for the message.
+
+    Raises:
+        ConfigError: with a table of the fields that differ and are not free to change.
+    """
+    rows = structure.difference(config, stored)
+    if not rows:
+        return
+    cells = [("field", "in the run", "now")] + [(p, json.dumps(a), json.dumps(b)) for p, a, b in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(3)]
+    table = "\n".join("  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+    raise ConfigError(f"{where} holds a run of another config; choose another workdir, or undo these changes:\n{table}")
+
+
+def _plain(value: Any) -> Any:
+    """ConfigDicts at any depth as plain dicts."""
+    if isinstance(value, ml_collections.ConfigDict):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_plain(v) for v in value)
+    return value
+
+
+def _check_rules(rules: tuple[tuple[str, str], ...], groups: Mapping[str, GroupConfig]) -> None:
+    require(FROZEN not in groups, f"groups.{FROZEN} is built in and has no settings; choose another name")
+    known = [*groups, FROZEN]
+    for regex, group in rules:
+        require(group in known, f"rule ({regex!r}, {group!r}) names an unknown group; {choices(group, known)}")
+        try:
+            re.compile(regex)
+        except re.error as error:
+            raise ConfigError(f"rule ({regex!r}, {group!r}) is not a regular expression: {error}") from error
+
+
+def _check_init_from(name: str, stage: StageConfig, earlier: list[str]) -> None:
+    for subtree, source in stage.init_from.items():
+        require("/" in source or source in earlier,
+                f"{name}.init_from.{subtree}={source!r} is neither an earlier stage nor the path of a run directory "
+                f"(with a '/'); {choices(source, earlier)}")
+
