@@ -16,7 +16,7 @@ from flax import linen as nn
 from mmjax.kernels.attention import IntervalMask, Rotary
 from mmjax.layers.attention import KVCache
 from mmjax.layers.block import Block
-from mmjax.layers.params import init_params
+from mmjax.layers.params import Named, init_params
 
 REMAT_POLICIES = {
     "none": None,
@@ -47,20 +47,19 @@ def num_hooks(num_layers: int, every: int, offset: int = 0) -> int:
     return len(range(offset, num_layers, every))
 
 
-def stack_params(module: nn.Module, name: str, block: nn.Module, num_layers: int, *example) -> Any:
-    """Declares the parameters of `num_layers` equal blocks as one tree with a leading "layers" dimension.
+def init_stack(module: nn.Module, num_layers: int, *example) -> Callable[[jax.Array], Any]:
+    """A function from a key to the boxed parameters of `num_layers` equal modules, with a leading "layers" dimension.
 
     Args:
-        module: the module that owns them, as sub-tree `name`.
-        block: an unbound module whose `__call__` takes `example`.
-        *example: arrays or `jax.ShapeDtypeStruct`s; only their shapes matter.
+        module: an unbound module whose `__call__` takes `example`.
+        *example: arrays or `jax.ShapeDtypeStruct`s; only their shapes and dtypes matter.
     """
-    def init(key):
-        one = lambda k: init_params(block, k, *jax.tree.map(lambda e: jnp.zeros(e.shape, e.dtype), example))  # noqa: E731
-        stacked = jax.vmap(one)(jax.random.split(key, num_layers))
-        return jax.tree.map(lambda box: box.add_axis(0, {}), stacked, is_leaf=lambda leaf: hasattr(leaf, "names"))
+    def init(key: jax.Array) -> Any:
+        inputs = jax.tree.map(lambda e: jnp.zeros(e.shape, e.dtype), example)
+        stacked = jax.vmap(lambda k: init_params(module, k, *inputs))(jax.random.split(key, num_layers))
+        return jax.tree.map(lambda box: box.add_axis(0, {}), stacked, is_leaf=lambda leaf: isinstance(leaf, Named))
 
-    return module.param(name, init)
+    return init
 
 
 def run_stack(block: Block, params: Any, x: jax.Array, mask: IntervalMask, *, rotary: Rotary | None = None,

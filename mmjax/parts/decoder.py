@@ -10,7 +10,7 @@ from flax import linen as nn
 from mmjax.batch import Batch
 from mmjax.kernels.attention import Rotary
 from mmjax.kernels.attention import mask as masks
-from mmjax.layers import Block, BlockConfig, Embed, Hook, KVCache, Linear, Norm, dropout, run_stack, stack_params
+from mmjax.layers import Block, BlockConfig, Embed, Hook, KVCache, Linear, Norm, dropout, run_stack, init_stack
 
 POSITIONS = ("learned", "rotary", "xpos")
 
@@ -66,8 +66,8 @@ class Decoder(nn.Module):
         if c.positions == "learned":
             self.position_embed = Embed(c.max_positions, width, ("patch", "embed"), std=0.02, dtype=dtype)
         self.block = Block(c.block, parent=None)
-        self.blocks = stack_params(self, "blocks", self.block, c.num_layers,
-                                   jax.ShapeDtypeStruct((1, 1, width), dtype), masks.all_keys(1, 1, 1))
+        self.blocks = self.param("blocks", init_stack(
+            self.block, c.num_layers, jax.ShapeDtypeStruct((1, 1, width), dtype), masks.all_keys(1, 1, 1)))
         self.final_norm = Norm(width, c.block.norm, c.block.norm_eps, c.block.use_bias, dtype)
         if not c.tie_embeddings:
             self.head = Linear((width,), (c.vocab_size,), ("embed", "vocab"), use_bias=False, dtype=dtype)
@@ -159,3 +159,10 @@ def empty_cache(config: DecoderConfig, batch_size: int, max_len: int) -> KVCache
 def row_lengths(batch: Batch) -> jax.Array:
     """int32[B] tokens of each row of a batch that holds one right-padded document per row."""
     return (batch.segment_ids > 0).sum(axis=1).astype(jnp.int32)
+
+
+def text_example() -> Batch:
+    """A batch of one token and no image, for the shapes that initialisation needs."""
+    one = jnp.ones((1, 1), jnp.int32)
+    return Batch(one, one, one.astype(jnp.float32), one, one - 1, one - 2, one - 2,
+                 jnp.zeros((1, 0, 1, 1, 1, 3), jnp.uint8), jnp.zeros((1, 0), jnp.int32))

@@ -1,0 +1,157 @@
+"""Flamingo (arXiv:2204.14198): a frozen language model that reads images by gated cross-attention."""
+
+import dataclasses
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+
+from mmjax.batch import Batch
+from mmjax.kernels.attention import IntervalMask
+from mmjax.kernels.attention import mask as masks
+from mmjax.layers import Hook, KVCache, axes_of, init_params, init_stack, num_hooks, unbox
+from mmjax.losses import token_cross_entropy
+from mmjax.models.interface import Metrics, Params
+from mmjax.parts.decoder import Decoder, DecoderConfig, empty_cache, row_lengths, text_example
+from mmjax.parts.gated_xattn import GatedXAttn, GatedXAttnConfig
+from mmjax.parts.perceiver import PerceiverConfig, PerceiverResampler
+from mmjax.parts.vit import ViT, ViTConfig, encode_items, pooled_features
+
+
+@dataclasses.dataclass(frozen=True)
+class FlamingoConfig:
+    """The system `flamingo`.
+
+    Attributes:
+        vision: the vision tower; its class token, if any, is dropped.
+        resampler: R visual tokens per image or video.
+        lm: the language model.
+        xattn: the gated cross-attention layers.
+        xattn_every: n; one stands before every n-th block.
+        xattn_offset: the first block that has one before it: 0 as published, n - 1 as in OpenFlamingo.
+    """
+
+    vision: ViTConfig
+    resampler: PerceiverConfig
+    lm: DecoderConfig
+    xattn: GatedXAttnConfig
+    xattn_every: int = 1
+    xattn_offset: int = 0
+
+    def __post_init__(self):
+        widths = {
+            "resampler.input_dim": (self.resampler.input_dim, "vision.block.embed_dim", self.vision.block.embed_dim),
+            "xattn.visual_dim": (self.xattn.visual_dim, "resampler.embed_dim", self.resampler.embed_dim),
+            "xattn.embed_dim": (self.xattn.embed_dim, "lm.block.embed_dim", self.lm.block.embed_dim),
+        }
+        for name, (value, other, wanted) in widths.items():
+            if value != wanted:
+                raise ValueError(f"{name}={value} must equal {other}={wanted}")
+        if self.xattn_every < 1 or not 0 <= self.xattn_offset < self.lm.num_layers:
+            raise ValueError(f"xattn_every={self.xattn_every} must be at least 1 and xattn_offset={self.xattn_offset} "
+                             f"in 0..{self.lm.num_layers - 1}, the blocks of the language model")
+
+
+@flax.struct.dataclass
+class FlamingoCache:
+    """The language model's cache, the cross-attention keys and values [G, B, S, N, H], and the image last seen."""
+
+    lm: KVCache
+    k: jax.Array
+    v: jax.Array
+    image_index: jax.Array
+
+    @property
+    def lengths(self) -> jax.Array:
+        return self.lm.lengths
+
+    def take(self, rows: jax.Array) -> "FlamingoCache":
+        return FlamingoCache(self.lm.take(rows), self.k[:, rows], self.v[:, rows], self.image_index[rows])
+
+
+class Flamingo:
+    """Parameters {"vision", "resampler", "xattn", "lm"}; see `models.interface.Model` for the methods."""
+
+    def __init__(self, config: FlamingoConfig):
+        self.config = config
+        self.vision = ViT(config.vision, parent=None)
+        self.resampler = PerceiverResampler(config.resampler, parent=None)
+        self.xattn = GatedXAttn(config.xattn, parent=None)
+        self.lm = Decoder(config.lm, parent=None)
+
+    def _init(self, key: jax.Array) -> Any:
+        c = self.config
+        keys = jax.random.split(key, 4)
+        image = jnp.zeros((1, c.vision.image_size, c.vision.image_size, 3), jnp.uint8)
+        features = jnp.zeros((1, 1, 1, c.resampler.input_dim))
+        stack = init_stack(self.xattn, num_hooks(c.lm.num_layers, c.xattn_every, c.xattn_offset),
+                           jnp.zeros((1, 1, c.xattn.embed_dim)), jnp.zeros((1, 1, c.xattn.visual_dim)),
+                           masks.all_keys(1, 1, 1))
+        return {
+            "vision": init_params(self.vision, keys[0], image),
+            "resampler": init_params(self.resampler, keys[1], features),
+            "xattn": stack(keys[2]),
+            "lm": init_params(self.lm, keys[3], text_example()),
+        }
+
+    def init(self, key: jax.Array) -> Params:
+        return unbox(self._init(key))
+
+    @property
+    def axes(self) -> Any:
+        return axes_of(jax.eval_shape(self._init, jax.random.key(0)))
+
+    def logits(self, params: Params, batch: Batch, key: jax.Array | None = None) -> jax.Array:
+        visual, mask = self._visual(params, batch), self._mask(batch.image_index)
+        hook = self._hook(params["xattn"], lambda p, y: self.xattn.apply({"params": p}, y, visual, mask))
+        lm = self.lm.bind({"params": params["lm"]})
+        return lm.run(lm.embed(batch.tokens), batch.segment_ids, batch.positions, key=key, hook=hook)
+
+    def loss(self, params: Params, batch: Batch, key: jax.Array | None = None) -> tuple[jax.Array, Metrics]:
+        return token_cross_entropy(self.logits(params, batch, key), batch.targets, batch.loss_weights)
+
+    def image_features(self, params: Params, images: jax.Array) -> jax.Array:
+        return pooled_features(self.vision, params["vision"], images)
+
+    def prefill(self, params: Params, batch: Batch, max_len: int) -> tuple[jax.Array, FlamingoCache]:
+        visual, lengths = self._visual(params, batch), row_lengths(batch)
+        k, v = jax.vmap(lambda p: self.xattn.apply({"params": p}, visual, method="project_kv"))(params["xattn"])
+        last = jnp.take_along_axis(batch.image_index, jnp.maximum(lengths - 1, 0)[:, None], axis=1)[:, 0]
+        cache = FlamingoCache(empty_cache(self.config.lm, batch.tokens.shape[0], max_len), k, v, last)
+        return self._extend(params, batch.tokens, cache, lengths, batch.image_index)
+
+    def decode(self, params: Params, tokens: jax.Array, cache: FlamingoCache) -> tuple[jax.Array, FlamingoCache]:
+        image_index = jnp.broadcast_to(cache.image_index[:, None], tokens.shape)
+        num_new = jnp.full(tokens.shape[:1], tokens.shape[1], jnp.int32)
+        return self._extend(params, tokens, cache, num_new, image_index)
+
+    def _extend(self, params: Params, tokens: jax.Array, cache: FlamingoCache, num_new: jax.Array,
+                image_index: jax.Array) -> tuple[jax.Array, FlamingoCache]:
+        mask = self._mask(image_index)
+
+        def attend(layer, y):
+            p, k, v = layer
+            return self.xattn.apply({"params": p}, y, k, v, mask, method="attend")
+
+        hook = self._hook((params["xattn"], cache.k, cache.v), attend)
+        lm = self.lm.bind({"params": params["lm"]})
+        logits, lm_cache = lm.extend(lm.embed(tokens), cache.lm, num_new, hook=hook)
+        return logits, cache.replace(lm=lm_cache)
+
+    def _visual(self, params: Params, batch: Batch) -> jax.Array:
+        """Visual tokens of all items of a row in order, float[B, I · R, visual_dim]."""
+        b, i = batch.images.shape[:2]
+        r, d = self.config.resampler.num_latents, self.config.resampler.embed_dim
+        if i == 0:      # text only: no interval reaches this one empty item
+            return jnp.zeros((b, r, d), self.config.resampler.dtype)
+        features = encode_items(self.vision, params["vision"], batch.images)
+        features = features[..., self.config.vision.class_token:, :]
+        visual = self.resampler.apply({"params": params["resampler"]}, features.reshape(b * i, *features.shape[2:]))
+        return visual.reshape(b, i * r, d)
+
+    def _mask(self, image_index: jax.Array) -> IntervalMask:
+        return masks.per_image(image_index, self.config.resampler.num_latents)
+
+    def _hook(self, params: Any, apply: Any) -> Hook:
+        return Hook(apply, params, self.config.xattn_every, self.config.xattn_offset)

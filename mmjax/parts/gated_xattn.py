@@ -1,0 +1,71 @@
+"""Gated cross-attention into a frozen language model: GATED XATTN-DENSE of Flamingo."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mmjax.kernels.attention import IntervalMask
+from mmjax.layers import Attention, Mlp, Norm, param
+
+
+@dataclasses.dataclass(frozen=True)
+class GatedXAttnConfig:
+    """One gated cross-attention layer (arXiv:2204.14198, section 2.2 and figure 4).
+
+    Attributes:
+        embed_dim: D, width of the language model.
+        visual_dim: width of the visual tokens.
+        num_heads, head_dim: N and H; N · H need not be D.
+        mlp_dim: inner width of the dense part.
+        activation: a key of `layers.ACTIVATIONS`.
+        norm_eps: epsilon of the layer norms.
+        dtype: compute dtype.
+    """
+
+    embed_dim: int
+    visual_dim: int
+    num_heads: int
+    head_dim: int
+    mlp_dim: int
+    activation: str = "squared_relu"
+    norm_eps: float = 1e-5
+    dtype: str = "float32"
+
+
+class GatedXAttn(nn.Module):
+    """y <- y + tanh(a) · XAttn(LN(y), v) where y sees an image; y <- y + tanh(b) · Mlp(LN(y)).
+
+    Both gates start at 0, so that a fresh layer is the identity, bit for bit.
+    """
+
+    config: GatedXAttnConfig
+
+    def setup(self):
+        c = self.config
+        dtype = jnp.dtype(c.dtype)
+        self.attention_norm = Norm(c.embed_dim, eps=c.norm_eps, dtype=dtype)
+        self.attention = Attention(c.embed_dim, c.num_heads, c.num_heads, c.head_dim, kv_dim=c.visual_dim,
+                                   use_bias=False, dtype=dtype)
+        self.attention_gate = param(self, "attention_gate", nn.initializers.zeros, (), ())
+        self.mlp_norm = Norm(c.embed_dim, eps=c.norm_eps, dtype=dtype)
+        self.mlp = Mlp(c.embed_dim, c.mlp_dim, c.activation, use_bias=False, dtype=dtype)
+        self.mlp_gate = param(self, "mlp_gate", nn.initializers.zeros, (), ())
+
+    def project_kv(self, visual: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Visual tokens float[B, S, visual_dim] -> keys and values [B, S, N, H], to be kept while decoding."""
+        return self.attention.project_kv(visual)
+
+    def attend(self, y: jax.Array, k: jax.Array, v: jax.Array, mask: IntervalMask) -> jax.Array:
+        """Runs the layer on given keys and values: float[B, T, D] -> float[B, T, D].
+
+        Tokens with an empty interval get exactly 0 from the attention; they still pass the dense part.
+        """
+        attended = self.attention.attend(self.attention_norm(y), k, v, mask)
+        y = y + jnp.tanh(self.attention_gate).astype(y.dtype) * attended
+        return y + jnp.tanh(self.mlp_gate).astype(y.dtype) * self.mlp(self.mlp_norm(y))
+
+    def __call__(self, y: jax.Array, visual: jax.Array, mask: IntervalMask) -> jax.Array:
+        """float[B, T, D] and visual tokens float[B, S, visual_dim] -> float[B, T, D]."""
+        return self.attend(y, *self.project_kv(visual), mask)
