@@ -83,7 +83,8 @@ class Document:
     def __post_init__(self):
         object.__setattr__(self, "segments", tuple(self.segments))
         if not 1 <= len(self.segments) <= MAX_SEGMENTS:
-            raise DocumentError(f"document {self.key!r} has {len(self.segments)} segments; it needs 1 to {MAX_SEGMENTS}")
+            raise DocumentError(f"document {self.key!r} has {len(self.segments)} segments; "
+                                f"it needs 1 to {MAX_SEGMENTS}")
         for i, segment in enumerate(self.segments):
             if not isinstance(segment, Segment):
                 raise DocumentError(f"segment {i} of document {self.key!r} is a {type(segment).__name__}; "

@@ -1,0 +1,111 @@
+"""Configs of the data floor: plain values only, so that they print as JSON and compare field by field."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from mmjax.data import packing, templates
+from mmjax.data.images import ImageSpec
+from mmjax.data.tokenizer import SPECIALS, Tokenizer, byte_tokenizer, load_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Documents of one kind: an `.array_record` file or a folder of them, and their share of the mixture."""
+
+    path: str
+    weight: float = 1.0
+
+    def __post_init__(self):
+        if not self.weight > 0:
+            raise ValueError(f"source {self.path!r} weight={self.weight} must be above 0; leave the source out instead")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSetConfig:
+    """One data set of a training step: a mixture of sources, packed into rows of one shape.
+
+    Attributes:
+        sources: the mixture; a source with weight 2 gives twice the documents of one with weight 1.
+        batch_size: B, rows per step over all processes.
+        seq_len: T, tokens per row.
+        images_per_row: I; 0 for text.
+        frames: F per visual item; 1 unless the set has videos.
+        image: how pixels are made.
+        template: flamingo, kosmos1 or language.
+        template_options: fields of that template, see `templates`.
+        max_tokens: tokens of one document; 0 means seq_len.
+        max_images: visual items of one document; 0 means images_per_row.
+        too_long: what becomes of a document with more: truncate, window (a random stretch) or drop.
+        packing_bins: rows filled at a time; more fill better and hold more images in memory.
+        loss_weight: factor of this set's loss in the step.
+    """
+
+    sources: tuple[Source, ...]
+    batch_size: int
+    seq_len: int
+    images_per_row: int = 0
+    frames: int = 1
+    image: ImageSpec = ImageSpec()
+    template: str = "language"
+    template_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    max_tokens: int = 0
+    max_images: int = 0
+    too_long: str = "truncate"
+    packing_bins: int = 16
+    loss_weight: float = 1.0
+
+    def __post_init__(self):
+        object.__setattr__(self, "sources", tuple(self.sources))
+        if not self.sources:
+            raise ValueError("a data set needs at least one source")
+        for field, least in dict(batch_size=1, seq_len=2, images_per_row=0, frames=1, max_tokens=0, max_images=0,
+                                 packing_bins=1, loss_weight=0).items():
+            if not getattr(self, field) >= least:
+                raise ValueError(f"data set {field}={getattr(self, field)} must be at least {least}")
+        for field, row in (("max_tokens", "seq_len"), ("max_images", "images_per_row")):
+            if getattr(self, field) > getattr(self, row):
+                raise ValueError(f"data set {field}={getattr(self, field)} is more than {row}={getattr(self, row)}")
+        if self.too_long not in packing.POLICIES:
+            raise ValueError(f"data set too_long={self.too_long!r} is unknown; known: {', '.join(packing.POLICIES)}")
+        self.make_template()
+
+    def make_template(self) -> templates.Template:
+        """The template with its options."""
+        return templates.make_template(self.template, **self.template_options)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoaderConfig:
+    """What a training step reads.
+
+    Attributes:
+        sets: the data sets of a step by name.
+        seed: of shuffling, augmentation and packing order.
+        workers: processes that prepare batches; 0 prepares them in a thread of this process. It is part of the
+            order of the data.
+        threads: threads that decode documents, per source and process. Not part of the order.
+        tokenizer: folder or file of a tokenizer.json; "" is the byte tokenizer.
+        specials: special tokens the tokenizer must have; see `load_tokenizer`.
+    """
+
+    sets: Mapping[str, DataSetConfig]
+    seed: int = 0
+    workers: int = 0
+    threads: int = 2
+    tokenizer: str = ""
+    specials: tuple[str, ...] = SPECIALS
+
+    def __post_init__(self):
+        object.__setattr__(self, "specials", tuple(self.specials))
+        if not self.sets:
+            raise ValueError("a loader needs at least one data set")
+        if not 0 <= self.seed < 2**32 or self.workers < 0 or self.threads < 0:
+            raise ValueError(f"loader seed={self.seed}, workers={self.workers}, threads={self.threads} must be at "
+                             "least 0, and seed below 2**32")
+
+    def make_tokenizer(self) -> Tokenizer:
+        """The tokenizer these settings name."""
+        if self.tokenizer:
+            return load_tokenizer(self.tokenizer, self.specials)
+        return byte_tokenizer(self.specials)
