@@ -12,33 +12,11 @@ import jax
 import numpy as np
 import optax
 
+from mmjax.checkpoint.paths import flatten, nest
 from mmjax.training.config import FROZEN, GroupConfig, OptimizerConfig
 from mmjax.training.structure import ConfigError, require
 
 Params = dict[str, Any]
-
-
-def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dict -> {"a/b/c": leaf}, in the order of the tree."""
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{key}/{rest}": leaf for rest, leaf in flatten(value).items()}
-        else:
-            flat[key] = value
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> Params:
-    """{"a/b/c": leaf} -> nested dict."""
-    tree: Params = {}
-    for path, leaf in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree
 
 
 def resolve_rules(params: Mapping[str, Any], rules: tuple[tuple[str, str], ...]) -> dict[str, str]:
@@ -79,8 +57,8 @@ def _sample(paths: list[str], limit: int = 3) -> str:
 def partition(params: Mapping[str, Any], labels: Mapping[str, str]) -> tuple[Params, Params]:
     """Splits nested parameters into (trainable, frozen) nested dicts without empty branches."""
     flat = flatten(params)
-    return (unflatten({p: x for p, x in flat.items() if labels[p] != FROZEN}),
-            unflatten({p: x for p, x in flat.items() if labels[p] == FROZEN}))
+    return (nest({p: x for p, x in flat.items() if labels[p] != FROZEN}),
+            nest({p: x for p, x in flat.items() if labels[p] == FROZEN}))
 
 
 def merge(trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> Params:
@@ -122,7 +100,7 @@ def make_optimizer(config: OptimizerConfig, groups: Mapping[str, GroupConfig], l
         all groups, then every group is updated by the optimizer with its own rate and decay.
     """
     schedule = make_schedule(config, total_steps)
-    tree = unflatten({p: g for p, g in labels.items() if g != FROZEN})
+    tree = nest({p: g for p, g in labels.items() if g != FROZEN})
     used = {g for g in labels.values() if g != FROZEN}
     updates = optax.partition({name: _group_optimizer(config, groups[name], schedule) for name in sorted(used)}, tree)
     return updates if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), updates)
