@@ -39,32 +39,36 @@ class TemplateSkip(Exception):
 
 
 class _Emitter:
-    """Grows the columns of one document."""
+    """Grows the columns of one document; weights and references are kept by runs of equal ones."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
-        self.rows: list[tuple[int, float, int, int]] = []     # token, weight, image_index, slot_index
+        self.tokens: list[int] = []
+        self.runs: list[tuple[int, float, int, int]] = []     # number of tokens, weight, image_index, slot_index
         self.spans: list[tuple[int, int]] = []
         self.visuals: list[Image | Video] = []
         self.text_weight = 1.0                                # of the last text; what ends it is weighted alike
 
     def special(self, name: str, weight: float = 0.0, image: int = -1, slot: int = -1):
         if name:
-            self.rows.append((self.tokenizer.id(name), weight, image, slot))
+            self.tokens.append(self.tokenizer.id(name))
+            self.runs.append((1, weight, image, slot))
 
     def text(self, segment: Text, prefix: str = ""):
+        ids = self.tokenizer.encode(prefix + segment.text)
         self.text_weight = float(segment.weight)
-        self.rows += [(i, self.text_weight, -1, -1) for i in self.tokenizer.encode(prefix + segment.text)]
+        self.tokens += ids
+        self.runs.append((len(ids), self.text_weight, -1, -1))
 
     def visual(self, segment: Image | Video, start: int):
         self.visuals.append(segment)
-        self.spans.append((start, len(self.rows)))
+        self.spans.append((start, len(self.tokens)))
 
     def finish(self) -> Encoded:
-        tokens, weights, image_index, slot_index = zip(*self.rows, strict=True) if self.rows else ((),) * 4
-        return Encoded(np.array(tokens, np.int32), np.array(weights, np.float32), np.array(image_index, np.int32),
-                       np.array(slot_index, np.int32), np.array(self.spans, np.int32).reshape(-1, 2),
-                       tuple(self.visuals))
+        runs = np.array(self.runs or [(0, 0, -1, -1)], np.float64)
+        weights, image_index, slot_index = np.repeat(runs[:, 1:], runs[:, 0].astype(int), axis=0).T
+        return Encoded(np.array(self.tokens, np.int32), weights.astype(np.float32), image_index.astype(np.int32),
+                       slot_index.astype(np.int32), np.array(self.spans, np.int32).reshape(-1, 2), tuple(self.visuals))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +139,7 @@ class Flamingo:
                 if previous is not None:
                     out.special(self.eoc, out.text_weight)
                 out.special(self.image)
-                out.visual(segment, len(out.rows) - 1)
+                out.visual(segment, len(out.tokens) - 1)
             previous = segment
         if not prompt:
             out.special(self.eoc, out.text_weight)
@@ -193,7 +197,7 @@ class Kosmos1:
         return out.finish()
 
     def _image_block(self, out: _Emitter, segment: Image | Video):
-        start = len(out.rows)
+        start = len(out.tokens)
         out.special(self.image)
         for slot in range(self.num_slots):
             out.special(self.image, image=len(out.visuals), slot=slot)

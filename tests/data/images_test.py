@@ -1,0 +1,207 @@
+import io
+import pickle
+import resource
+import struct
+import time
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image as pil
+
+from mmjax.data.documents import Image, Video
+from mmjax.data.images import ImageError, ImageSpec, decode_image, decode_visuals, sample_frames
+
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (8, 8, 3), np.uint8)
+
+
+def encode(pixels, fmt="PNG", mode=None, **options):
+    out = io.BytesIO()
+    image = pixels if isinstance(pixels, pil.Image) else pil.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(out, fmt, **options)
+    return out.getvalue()
+
+
+def smooth(h, w):
+    y, x = np.mgrid[:h, :w]
+    return np.stack([x * 255 / w, y * 255 / h, (x + y) * 255 / (h + w)], -1).astype(np.uint8)
+
+
+@pytest.mark.quick
+def test_lossless_pixels_come_back():
+    for data in (encode(PIXELS), encode(PIXELS, "WEBP", lossless=True)):
+        got = decode_image(data, ImageSpec(size=8))
+        assert got.dtype == np.uint8
+        np.testing.assert_array_equal(got, PIXELS)
+
+
+def test_jpeg_through_draft_mode_is_close_to_a_full_decode():
+    pixels = smooth(512, 512)
+    data = encode(pixels, "JPEG", quality=95)
+    got = decode_image(data, ImageSpec(size=32, resize="box"))
+    want = pixels.reshape(32, 16, 32, 16, 3).mean((1, 3))
+    assert np.abs(got - want).max() < 2 and np.abs(got - want).mean() < 0.7
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("fmt", ["PNG", "JPEG"])
+def test_orientation_is_applied_once(orientation, fmt):
+    def stored(a):          # how a camera that writes this orientation stores the upright picture
+        return {1: a, 2: a[:, ::-1], 3: a[::-1, ::-1], 4: a[::-1], 5: a.transpose(1, 0, 2), 6: np.rot90(a),
+                7: np.rot90(a, 2).transpose(1, 0, 2), 8: np.rot90(a, -1)}[orientation]
+    upright = np.kron(RNG.integers(0, 256, (2, 4, 3)), np.ones((8, 4, 1))).astype(np.uint8)
+    exif = pil.Exif()
+    exif[0x0112] = orientation
+    data = encode(np.ascontiguousarray(stored(upright)), fmt, exif=exif,
+                  **(dict(quality=100, subsampling=0) if fmt == "JPEG" else {}))
+    got = decode_image(data, ImageSpec(size=16))
+    assert np.abs(got.astype(int) - upright).max() <= (0 if fmt == "PNG" else 6)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_orientation_data_is_ignored():
+    data = encode(PIXELS, "PNG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
+    np.testing.assert_array_equal(decode_image(data, ImageSpec(size=8)), PIXELS)
+
+
+def test_modes_become_rgb():
+    spec, grey = ImageSpec(size=8), PIXELS[..., 0]
+    grey3 = np.repeat(grey[..., None], 3, -1)
+    alpha = RNG.integers(0, 256, (8, 8), np.uint8)
+
+    def on_white(rgb):
+        a = alpha[..., None] / 255
+        return rgb * a + 255 * (1 - a)
+
+    palette = pil.fromarray((grey % 3).astype(np.uint8), "P")
+    palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    colours = np.eye(3)[grey % 3] * 255
+    clear = np.where((grey % 3 == 1)[..., None], 255, colours)
+    cases = {
+        "L": (encode(grey), grey3), "1": (encode(pil.fromarray(grey > 127)), np.where(grey3 > 127, 255, 0)),
+        "I;16": (encode(grey.astype(np.uint16) * 256 + 77), grey3),
+        "RGBA": (encode(np.dstack([PIXELS, alpha])), on_white(PIXELS)),
+        "LA": (encode(pil.merge("LA", (pil.fromarray(grey), pil.fromarray(alpha)))), on_white(grey3)),
+        "P": (encode(palette), colours), "P+transparency": (encode(palette, transparency=1), clear),
+        "P gif": (encode(palette, "GIF"), colours), "P gif+t": (encode(palette, "GIF", transparency=1), clear),
+        "WebP+alpha": (encode(np.dstack([PIXELS, alpha]), "WEBP", lossless=True, exact=True), on_white(PIXELS)),
+    }
+    for name, (data, want) in cases.items():
+        got = decode_image(data, spec).astype(float)
+        assert np.abs(got - want).max() <= 1, name
+
+
+def test_cmyk_jpeg():
+    flat = np.full((16, 16, 4), (255, 0, 128, 51), np.uint8)
+    data = encode(pil.fromarray(flat, "CMYK"), "JPEG", quality=100)
+    c, m, y, k = flat[0, 0] / 255
+    want = np.array([(1 - c) * (1 - k), (1 - m) * (1 - k), (1 - y) * (1 - k)]) * 255
+    assert np.abs(decode_image(data, ImageSpec(size=16)) - want).max() <= 3
+
+
+def test_an_animation_gives_its_first_frame():
+    frames = [pil.fromarray(np.full((8, 8, 3), v, np.uint8)) for v in (10, 200)]
+    for fmt, options in (("GIF", {}), ("PNG", {}), ("WEBP", dict(lossless=True))):
+        out = io.BytesIO()
+        frames[0].save(out, fmt, save_all=True, append_images=frames[1:], **options)
+        assert (decode_image(out.getvalue(), ImageSpec(size=8)) == 10).all(), fmt
+
+
+def test_policies():
+    wide = np.zeros((4, 8, 3), np.uint8)
+    wide[:, 2:6] = 100
+    data = encode(wide)
+    squash = decode_image(data, ImageSpec(size=4, resize="box"))
+    np.testing.assert_array_equal(squash[0, :, 0], [0, 100, 100, 0])
+    assert (decode_image(data, ImageSpec(size=4, policy="center_crop")) == 100).all()
+    pad = decode_image(data, ImageSpec(size=8, policy="pad", fill=(1, 2, 3)))
+    np.testing.assert_array_equal(pad[2:6], wide)
+    assert (pad[:2] == (1, 2, 3)).all() and (pad[6:] == (1, 2, 3)).all()
+    tall = decode_image(encode(np.ascontiguousarray(wide.transpose(1, 0, 2))), ImageSpec(size=8, policy="pad"))
+    assert (tall[:, :2] == 255).all() and (tall[:, 6:] == 255).all() and (tall[2:6, 2:6] == 100).all()
+
+
+def damaged():
+    big = RNG.integers(0, 256, (64, 64, 3), np.uint8)
+    jpeg, png = encode(big, "JPEG"), encode(big)
+    gif, webp = encode(big, "GIF", mode="P"), encode(big, "WEBP", lossless=True)
+    cut, other = "image truncated or damaged", "not a JPEG, PNG, WebP or GIF image"
+    return {
+        "cut jpeg": (jpeg[:len(jpeg) // 2], cut), "cut png": (png[:len(png) // 2], cut),
+        "cut gif": (gif[:len(gif) // 2], cut), "cut webp": (webp[:len(webp) // 2], None),
+        "jpeg header": (jpeg[:20], None), "flipped png": (png[:2000] + b"\x00" * 99 + png[2099:], cut),
+        "html": (b"<html><body>404</body></html>", other), "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", other),
+        "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", other), "empty": (b"", other),
+        "random": (RNG.bytes(500), other), "bmp": (encode(big, "BMP"), other), "tiff": (encode(big, "TIFF"), other),
+        "0 x 0": (png_header(0, 0), None),
+    }
+
+
+def png_header(width, height, text=b""):
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    extra = chunk(b"zTXt", b"k\x00\x00" + zlib.compress(text)) if text else b""
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + extra + chunk(b"IDAT", zlib.compress(b"\x00" * 100)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("name", damaged())
+def test_damaged_images_say_why(name):
+    data, reason = damaged()[name]
+    with pytest.raises(ImageError) as e:
+        decode_image(data, ImageSpec(size=8))
+    assert e.value.reason == (reason or e.value.reason) and str(e.value).startswith(e.value.reason)
+    copy = pickle.loads(pickle.dumps(e.value))
+    assert (str(copy), copy.reason) == (str(e.value), e.value.reason)
+
+
+def test_random_damage_raises_nothing_else():
+    rng = np.random.default_rng(1)
+    for fmt in ("JPEG", "PNG", "GIF", "WEBP"):
+        good = encode(PIXELS, fmt)
+        for _ in range(300):
+            bad = bytearray(good)
+            for _ in range(rng.integers(1, 5)):
+                bad[rng.integers(len(bad))] = rng.integers(256)
+            try:
+                assert decode_image(bytes(bad[: rng.integers(1, len(bad) + 1)]), ImageSpec(size=8)).shape == (8, 8, 3)
+            except ImageError:
+                continue
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("data, reason", [
+    (png_header(13_000, 13_000), "image has too many pixels"),
+    (png_header(20_000, 20_000), "image has too many pixels"),
+    (png_header(100, 100, text=b"x" * 80_000_000), "image truncated or damaged"),
+    (png_header(1, 1), "image too small"),
+    (png_header(8, 20_000), "image too long and thin"),
+    (b"\xff\xd8" + b"\x00" * (33 << 20), "image has too many bytes"),
+])
+def test_bombs_are_refused_from_the_header(data, reason):
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    with pytest.raises(ImageError) as e:
+        decode_image(data, ImageSpec(size=8))
+    assert e.value.reason == reason
+    assert time.perf_counter() - start < 0.1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10       # KiB
+
+
+def test_frames_of_videos_and_images():
+    shades = [encode(np.full((8, 8, 3), v, np.uint8)) for v in range(0, 100, 10)]
+    got = decode_visuals([Video(tuple(shades)), Image(shades[5])], ImageSpec(size=8), frames=4)
+    assert got.shape == (2, 4, 8, 8, 3) and got.dtype == np.uint8
+    assert got[:, :, 0, 0, 0].tolist() == [[0, 30, 60, 90], [50] * 4]
+    assert sample_frames(2, 4).tolist() == [0, 0, 1, 1] and sample_frames(9, 1).tolist() == [4]
+    assert decode_visuals([], ImageSpec(size=8), frames=2).shape == (0, 2, 8, 8, 3)
+    with pytest.raises(ImageError, match="not a JPEG"):
+        decode_visuals([Video((shades[0], b"no"))], ImageSpec(size=8), frames=2)
+
+
+@pytest.mark.parametrize("field, value, known", [("resize", "area", "lanczos"), ("policy", "stretch", "squash")])
+def test_unknown_options_list_the_known(field, value, known):
+    with pytest.raises(ValueError, match=f"{field}='{value}' is unknown; known: .*{known}"):
+        ImageSpec(**{field: value})
+    with pytest.raises(ValueError, match="size=0"):
+        ImageSpec(size=0)
