@@ -52,7 +52,7 @@ class Attention(nn.Module):
         use_bias: biases on the four linear maps.
         sub_norm: whether LN* over the concatenated heads stands before W_o (Sub-LN, arXiv:2210.06423).
         norm_eps: its epsilon.
-        init: see `Linear`.
+        kernel_init: see `Linear`.
         gain: factor on the initial W_v and W_o.
         dtype: compute dtype.
     """
@@ -65,13 +65,13 @@ class Attention(nn.Module):
     use_bias: bool = True
     sub_norm: bool = False
     norm_eps: float = 1e-5
-    init: Any = scaled
+    kernel_init: Any = scaled
     gain: float = 1.0
     dtype: Any = jnp.float32
 
     def setup(self):
         def linear(size_in, shape_out, names, gain):
-            return Linear(size_in, shape_out, names, self.use_bias, self.init, gain, self.dtype)
+            return Linear(size_in, shape_out, names, self.use_bias, self.kernel_init, gain, self.dtype)
 
         heads, kv_heads = (self.num_heads, self.head_dim), (self.num_kv_heads, self.head_dim)
         self.q = linear((self.embed_dim,), heads, ("embed", "heads", "head_dim"), 1.0)

@@ -75,9 +75,9 @@ class Block(nn.Module):
     def setup(self):
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        init: Any = scaled if c.init_gain is None else xavier
-        shared = dict(use_bias=c.use_bias, sub_norm=c.sub_norm, norm_eps=c.norm_eps, init=init,
-                      gain=c.init_gain or 1.0, dtype=dtype)
+        kernel_init: Any = scaled if c.init_gain is None else xavier
+        shared = dict(use_bias=c.use_bias, sub_norm=c.sub_norm, norm_eps=c.norm_eps,
+                      kernel_init=kernel_init, gain=c.init_gain or 1.0, dtype=dtype)
         self.attention_norm = Norm(c.embed_dim, c.norm, c.norm_eps, c.use_bias, dtype)
         self.attention = Attention(c.embed_dim, *c.heads, kv_dim=c.embed_dim, **shared)
         self.mlp_norm = Norm(c.embed_dim, c.norm, c.norm_eps, c.use_bias, dtype)

@@ -30,9 +30,10 @@ class Embed(nn.Module):
         self.table = param(self, "table", nn.initializers.normal(self.std), (self.num_rows, self.dim), self.names)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        """int32[...] -> dtype[..., D]."""
-        return jnp.take(self.table.astype(self.dtype), ids, axis=0)
+        """int32[...] -> dtype[..., D]; NaN for an id outside the table."""
+        return jnp.take(self.table, ids, axis=0).astype(self.dtype)     # in this order, gradients add up in float32
 
     def attend(self, x: jax.Array) -> jax.Array:
-        """Logits against every row: float[..., D] -> dtype[..., num_rows]."""
-        return x.astype(self.dtype) @ self.table.astype(self.dtype).T
+        """Logits against every row, from factors in `dtype`: float[..., D] -> float32[..., num_rows]."""
+        return jnp.einsum("...d,vd->...v", x.astype(self.dtype), self.table.astype(self.dtype),
+                          preferred_element_type=jnp.float32)

@@ -18,36 +18,40 @@ class Linear(nn.Module):
         out_shape: sizes of the dimensions that replace them, e.g. (N, H) or (D,).
         names: logical axis name of each kernel dimension, inputs first.
         use_bias: whether a bias of `out_shape` is added.
-        init: `init(scale, in_axis, out_axis)` -> initializer; LeCun normal by default.
+        kernel_init: `kernel_init(scale, in_axis, out_axis)` -> initializer; LeCun normal by default.
         gain: factor on the initial standard deviation.
-        dtype: dtype of the product; parameters are cast to it.
+        dtype: dtype of the factors, to which parameters are cast.
+        out_dtype: dtype of the product and the result; `dtype` by default.
     """
 
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
     names: tuple[str, ...]
     use_bias: bool = True
-    init: Any = scaled
+    kernel_init: Any = scaled
     gain: float = 1.0
     dtype: Any = jnp.float32
+    out_dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """float[..., *in_shape] -> dtype[..., *out_shape]."""
+        """float[..., *in_shape] -> out_dtype[..., *out_shape]."""
+        out_dtype = self.out_dtype or self.dtype
         n_in, n_out = len(self.in_shape), len(self.out_shape)
         kernel = param(self, "kernel", self._initializer(), self.in_shape + self.out_shape, self.names)
         contract = (tuple(range(x.ndim - n_in, x.ndim)), tuple(range(n_in)))
-        y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (contract, ((), ())))
+        y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (contract, ((), ())),
+                                preferred_element_type=out_dtype)
         if self.use_bias:
             bias = param(self, "bias", nn.initializers.zeros, self.out_shape, self.names[n_in:])
-            y = y + bias.astype(self.dtype)
+            y = y + bias.astype(out_dtype)
         assert y.shape[y.ndim - n_out:] == self.out_shape
         return y
 
     def _initializer(self) -> Initializer:
         """Initialises as a matrix of the flattened dimensions, so that fans are products of all of them."""
         matrix = (math.prod(self.in_shape), math.prod(self.out_shape))
-        flat = self.init(self.gain, 0, 1)
+        flat = self.kernel_init(self.gain, 0, 1)
         return lambda key, shape, dtype: flat(key, matrix, dtype).reshape(shape)
 
 

@@ -31,7 +31,7 @@ class Mlp(nn.Module):
         use_bias: biases on the linear maps.
         sub_norm: whether LN* stands before W_2 (Sub-LN, arXiv:2210.06423).
         norm_eps: its epsilon.
-        init, gain: see `Linear`.
+        kernel_init, gain: see `Linear`.
         dtype: compute dtype.
     """
 
@@ -41,7 +41,7 @@ class Mlp(nn.Module):
     use_bias: bool = True
     sub_norm: bool = False
     norm_eps: float = 1e-5
-    init: Any = scaled
+    kernel_init: Any = scaled
     gain: float = 1.0
     dtype: Any = jnp.float32
 
@@ -49,7 +49,8 @@ class Mlp(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """float[..., T, D] -> dtype[..., T, D]."""
         def linear(name, size_in, size_out, names):
-            return Linear((size_in,), (size_out,), names, self.use_bias, self.init, self.gain, self.dtype, name=name)
+            return Linear((size_in,), (size_out,), names, self.use_bias, self.kernel_init, self.gain, self.dtype,
+                          name=name)
 
         act = ACTIVATIONS[self.activation]
         h = linear("up", self.embed_dim, self.mlp_dim, ("embed", "mlp"))(x)

@@ -40,6 +40,10 @@ class Norm(nn.Module):
 
 
 def l2_normalize(x: jax.Array, eps: float = 1e-12) -> jax.Array:
-    """Divides the last dimension of x by its Euclidean norm, computed in float32; at least `eps`."""
-    norm = jnp.linalg.norm(x.astype(jnp.float32), axis=-1, keepdims=True)
-    return (x / jnp.maximum(norm, eps)).astype(x.dtype)
+    """Divides the last dimension of x by its Euclidean norm, computed in float32; zeros stay zeros.
+
+    The norm counts as at least `eps`, which also keeps the gradient at zero finite.
+    """
+    wide = x.astype(jnp.float32)
+    square = jnp.square(wide).sum(-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(jnp.maximum(square, eps**2))).astype(x.dtype)

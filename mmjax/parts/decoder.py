@@ -10,7 +10,7 @@ from flax import linen as nn
 from mmjax.batch import Batch
 from mmjax.kernels.attention import Rotary
 from mmjax.kernels.attention import mask as masks
-from mmjax.layers import Block, BlockConfig, Embed, Hook, KVCache, Linear, Norm, dropout, run_stack, init_stack
+from mmjax.layers import Block, BlockConfig, Embed, Hook, KVCache, Linear, Norm, dropout, init_stack, run_stack
 
 POSITIONS = ("learned", "rotary", "xpos")
 
@@ -70,7 +70,8 @@ class Decoder(nn.Module):
             self.block, c.num_layers, jax.ShapeDtypeStruct((1, 1, width), dtype), masks.all_keys(1, 1, 1)))
         self.final_norm = Norm(width, c.block.norm, c.block.norm_eps, c.block.use_bias, dtype)
         if not c.tie_embeddings:
-            self.head = Linear((width,), (c.vocab_size,), ("embed", "vocab"), use_bias=False, dtype=dtype)
+            self.head = Linear((width,), (c.vocab_size,), ("embed", "vocab"), use_bias=False, dtype=dtype,
+                               out_dtype=jnp.float32)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """int32[B, T] -> float[B, T, D] token embeddings, not yet scaled."""
@@ -137,8 +138,7 @@ class Decoder(nn.Module):
 
     def _logits(self, x: jax.Array) -> jax.Array:
         x = self.final_norm(x)
-        logits = self.token_embed.attend(x) if self.config.tie_embeddings else self.head(x)
-        return logits.astype(jnp.float32)
+        return self.token_embed.attend(x) if self.config.tie_embeddings else self.head(x)
 
 
 def empty_cache(config: DecoderConfig, batch_size: int, max_len: int) -> KVCache:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mmjax.kernels.attention import mask as masks
-from mmjax.layers import Block, BlockConfig, Linear, Norm, param, run_stack, init_stack
+from mmjax.layers import Block, BlockConfig, Linear, Norm, init_stack, param, run_stack
 
 
 @dataclasses.dataclass(frozen=True)
