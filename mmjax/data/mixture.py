@@ -18,11 +18,10 @@ from mmjax.data.tokenizer import Tokenizer
 KEPT, TRUNCATED, DAMAGED, TOO_LONG, LEFT_OUT = "kept", "truncated", "document damaged", "too long", "left out"
 OUTCOMES = (KEPT, TRUNCATED, DAMAGED, TOO_LONG, LEFT_OUT, *images.ImageError.REASONS)
 FAULTS = (DAMAGED, *images.ImageError.REASONS)            # somebody should mend these; the rest is policy
-INFO_COLUMNS = ("source", "record", "outcome")
 
 
 class EncodeRecord:
-    """Turns a record number of one source into packable features with an `info` of INFO_COLUMNS."""
+    """Turns a record number of one source into packable features with their `info`: source, record, outcome."""
 
     def __init__(self, source: DocumentSource, source_index: int, config: DataSetConfig, tokenizer: Tokenizer):
         self._source, self._source_index, self._config, self._tokenizer = source, source_index, config, tokenizer

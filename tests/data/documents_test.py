@@ -108,7 +108,8 @@ def test_a_flipped_bit_costs_one_record_and_names_it(tmp_path):
     data[data.index(made[2].segments[0].data[30_000:30_050])] ^= 1
     file.write_bytes(data)
     source = docs.DocumentSource(file)
-    for i in (0, 1, 3):
-        assert source[i] == made[i]
-    with pytest.raises(DocumentError, match="a.array_record record 2"):
-        source[2]
+    for _ in range(2):
+        for i in (0, 1, 3):
+            assert source[i] == made[i]
+        with pytest.raises(DocumentError, match="a.array_record record 2"):
+            source[2]
