@@ -196,9 +196,9 @@ def test_no_target_crosses_documents_and_slots_are_complete():
 def test_fill_of_rows():
     """Log-normal lengths with median 245 and Poisson(2) images, as web pages have; rows of 2048 and 16."""
     rng = np.random.default_rng(0)
-    lengths = np.minimum(np.exp(rng.normal(np.log(245), 1, 3000)), 2048).astype(int)
+    lengths = np.minimum(np.exp(rng.normal(np.log(245), 1, 1500)), 2048).astype(int)
     documents = [random_features(rng, n, length, min(16, images), frames=1)
-                 for n, (length, images) in enumerate(zip(lengths, rng.poisson(2, 3000), strict=True))]
+                 for n, (length, images) in enumerate(zip(lengths, rng.poisson(2, 1500), strict=True))]
     fill = {}
     for bins in (1, 16):
         rows = pack(documents, 2048, 16, bins)
