@@ -25,7 +25,7 @@ def test_linear_matches_einsum(size_in, size_out):
 def test_initial_spread_counts_all_contracted_dimensions():
     def spread(size_in, size_out, **kwargs):
         module = Linear(size_in, size_out, ("embed",) * (len(size_in) + len(size_out)), **kwargs)
-        params = unbox(init_params(module, jax.random.key(0), jnp.zeros((1, *size_in))))
+        params = jax.jit(lambda key: unbox(init_params(module, key, jnp.zeros((1, *size_in)))))(jax.random.key(0))
         assert not np.any(params["bias"])
         return float(params["kernel"].std())
 
