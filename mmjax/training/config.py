@@ -90,12 +90,11 @@ class StageConfig:
         rules: ordered (regex, group) pairs; the first regex that matches a whole parameter path "a/b/c" decides.
             Every parameter needs a rule and every rule must decide about some parameter.
         groups: settings of each group that `rules` names. "frozen" is built in.
-        set_weights: weight of each data set's loss in the sum; empty means 1 for all.
         init_from: sub-tree of the parameters ("" for all) -> name of an earlier stage, or path of a run directory,
             whose last checkpoint it is filled from.
         frozen_dtype: how floating-point parameters that do not train are stored.
         mesh: devices along each mesh axis; absent axes have 1, one axis may have -1: all that remain.
-        seed: of parameters, dropout and data order.
+        seed: of fresh parameters and dropout.
         log_every: steps between rows of metrics.
         eval_every: steps between evaluations; 0 evaluates at the end only.
         checkpoint_every: steps between checkpoints; 0 saves at the end only.
@@ -111,7 +110,6 @@ class StageConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     rules: tuple[tuple[str, str], ...] = ((".*", "main"),)
     groups: dict[str, GroupConfig] = dataclasses.field(default_factory=lambda: {"main": GroupConfig()})
-    set_weights: dict[str, float] = dataclasses.field(default_factory=dict)
     init_from: dict[str, str] = dataclasses.field(default_factory=dict)
     frozen_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     mesh: dict[str, int] = free(default_factory=lambda: {"data": -1})
@@ -132,8 +130,6 @@ class StageConfig:
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} must be less than "
                 f"total_steps={self.total_steps}, so that the rate can come down")
         _check_rules(self.rules, self.groups)
-        for name, weight in self.set_weights.items():
-            require(weight >= 0, f"set_weights.{name}={weight} must not be negative")
         for axis in self.mesh:
             require(axis in AXES, f"unknown mesh axis {axis!r}; {choices(axis, AXES)}")
 

@@ -1,7 +1,8 @@
 """From plain mappings to nested frozen dataclasses and back, with errors that name the full path of a field.
 
 The annotations of the dataclasses are the schema. Understood are `bool`, `int`, `float`, `str`, `None`, `Any`,
-`Literal`, `Optional` and other unions, `tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]` and dataclasses.
+`Literal`, `Optional` and other unions, `tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]`, `Mapping[str, X]` and
+dataclasses.
 A field whose metadata holds `free=True` may change between a run and its continuation.
 """
 
@@ -120,7 +121,7 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
         return _convert_union(args, value, path)
     if origin is tuple or kind is tuple:
         return _convert_tuple(args, value, path)
-    if origin is dict or kind is dict:
+    if origin in (dict, Mapping) or kind in (dict, Mapping):
         if not isinstance(value, Mapping):
             raise _wrong_type(path, value, "a mapping")
         of = args[1] if args else Any

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +32,7 @@ class Toy:
     block: Block = Block()
     blocks: tuple[Block, ...] = ()
     pair: tuple[int, str] = (1, "a")
-    named: dict[str, Block] = dataclasses.field(default_factory=dict)
+    named: Mapping[str, Block] = dataclasses.field(default_factory=dict)
     bias: bool = True
 
 
