@@ -78,15 +78,16 @@ def param_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
     """
     def one(path, shape, names):
         spec = partition_spec(names)
-        _check_divisible(jax.tree_util.keystr(path, simple=True, separator="/"), shape.shape, names, spec, mesh.shape)
+        _check_divisible(jax.tree_util.keystr(path, simple=True, separator="/"), shape.shape, names, mesh.shape)
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(one, shapes, axes)
 
 
-def _check_divisible(path: str, shape: tuple[int, ...], names: LogicalAxes, spec: P, sizes: Mapping[str, int]):
-    for dim, name, mesh_axes in zip(shape, names, spec, strict=True):
-        parts = math.prod(sizes[axis] for axis in mesh_axes or ())
+def _check_divisible(path: str, shape: tuple[int, ...], names: LogicalAxes, sizes: Mapping[str, int]):
+    for dim, name in zip(shape, names, strict=True):
+        mesh_axes = RULES[name] if name else ()
+        parts = math.prod(sizes[axis] for axis in mesh_axes)
         if dim % parts:
             raise ValueError(
                 f"parameter {path} {shape}: dimension {name!r} = {dim} must be a multiple of the {parts} devices on "
