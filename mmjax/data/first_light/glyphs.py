@@ -54,12 +54,13 @@ class Glyphs:
 
 @dataclasses.dataclass(frozen=True)
 class Compositions:
-    """Coloured shapes: class c is one of the 8 shapes in one of the 8 colours, 64 classes in a fixed random order.
+    """Coloured shapes: each class is one of 8 shapes in one of 8 colours, 64 classes in all.
 
-    Easier than `Glyphs`, since an unseen class is a new combination of parts that were all seen.
+    Easier than `Glyphs`, since an unseen class is a new combination of parts that were all seen: any 8 classes from
+    a multiple of 8 on have every shape and every colour once, like the diagonals of a Latin square.
 
     Attributes:
-        seed: the order of the 64 combinations, so which of them are the last, held-out ones.
+        seed: which shapes and colours go together on one diagonal.
         jitter: how much place and size differ between instances.
     """
 
@@ -75,9 +76,9 @@ class Compositions:
         """
         if not 0 <= class_id < self.num_classes:
             raise ValueError(f"class_id={class_id} must be in [0, {self.num_classes}), the pairs of shape and colour")
-        combination = np.random.default_rng(self.seed).permutation(self.num_classes)[class_id]
-        shape, colour = divmod(int(combination), len(pictures.COLOURS))
-        return pictures.SHAPES[shape], list(pictures.COLOURS)[colour]
+        diagonal, shape = divmod(class_id, len(pictures.SHAPES))
+        colours = np.random.default_rng(self.seed).permutation(list(pictures.COLOURS))
+        return pictures.SHAPES[shape], str(colours[(shape + diagonal) % len(colours)])
 
     def draw(self, class_id: int, size: int, rng: np.random.Generator) -> PIL.Image.Image:
         """A fresh instance of the class as an RGB picture of `size` x `size` pixels."""
