@@ -15,8 +15,10 @@ def token_log_probs(logits: jax.Array, targets: jax.Array) -> jax.Array:
         float32[...], at most 0.
     """
     logits = logits.astype(jnp.float32)
+    top = jax.lax.stop_gradient(logits.max(-1))
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return chosen - jax.nn.logsumexp(logits, axis=-1)
+    # Subtracting the largest logit first keeps the digits that a common offset of all logits would take.
+    return (chosen - top) - jnp.log(jnp.exp(logits - top[..., None]).sum(-1))
 
 
 def token_cross_entropy(logits: jax.Array, targets: jax.Array,
