@@ -38,11 +38,11 @@ class Sample:
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean over `window` values around each position, fewer towards the two ends; float64[N]."""
+    """Mean of the values up to `window // 2` places away on both sides; float64[N]."""
     sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
-    places = np.arange(len(values))
-    half = np.minimum(np.minimum(places, places[::-1]), window // 2)
-    return (sums[places + half + 1] - sums[places - half]) / (2 * half + 1)
+    places, half = np.arange(len(values)), window // 2
+    starts, ends = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
+    return (sums[ends] - sums[starts]) / (ends - starts)
 
 
 def plot_loss(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
@@ -57,7 +57,7 @@ def plot_loss(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     if len(names) == 1:                 # then it is the same curve as the sum
         names = []
     figure = Figure(figsize=(8, 5))     # drawn at every checkpoint, and fixed margins take half the time
-    figure.subplots_adjust(left=0.1, right=0.98, top=0.97, bottom=0.1, hspace=0.08)
+    figure.subplots_adjust(left=0.1, right=0.98, top=0.97, bottom=0.1, hspace=0.17)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     for color, name in zip(COLORS, ["loss", *names], strict=False):
         points = np.array([(row["step"], row[name]) for row in rows if row.get(name) is not None], np.float64)

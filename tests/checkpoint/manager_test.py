@@ -111,11 +111,13 @@ def test_a_save_that_fails_is_reported_and_leaves_no_checkpoint(run, monkeypatch
     def full(folder):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with CheckpointManager(run) as checkpoints:
+    match = "could not be written .*No space left.*checkpoints there: 5, 10"
+    with pytest.raises(CheckpointError, match=match), CheckpointManager(run) as checkpoints:
         monkeypatch.setattr(digests, "write_manifest", full)
         checkpoints.save(15, make_state(), b"", {})
-        with pytest.raises(CheckpointError, match="could not be written .*No space left.*checkpoints there: 5, 10"):
-            checkpoints.wait()
+    with pytest.raises(CheckpointError, match=match), CheckpointManager(run) as checkpoints:
+        checkpoints.save(15, make_state(), b"", {})
+        checkpoints.wait()
     assert manager.steps(run) == [5, 10]
 
 
