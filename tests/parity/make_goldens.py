@@ -63,10 +63,8 @@ def flamingo(g: torch.Generator) -> Golden:
     images = random_images(g, 2, 3, 1, 16)
     images[1, 2] = 0                                   # an unused slot, which no text sees
     pixels = normalize(images).permute(0, 1, 2, 5, 3, 4)
-    out = model(pixels, tokens, attention_mask=mask, clear_conditioned_layers=False)
-    latents = model.lang_encoder.model.decoder.layers[0].vis_x
     inputs = {"tokens": tokens, "attention_mask": mask, "images": images}
-    outputs = {"logits": out.logits, "latents": latents}
+    outputs = {"logits": model(pixels, tokens, attention_mask=mask).logits}
     return golden(model, config, inputs, outputs, drop=("vision_encoder.proj",))
 
 
@@ -86,8 +84,7 @@ def decoder_sub_ln_xpos(g: torch.Generator) -> Golden:
     config = dict(dim=32, layers=3, heads=4, ffn_dim=64, vocab_size=50, scale_embedding=False)
     module = ref.randomize(torchscale_decoder(config), g)
     even, odd = torch.randint(0, 50, (2, 32), generator=g), torch.randint(0, 50, (2, 45), generator=g)
-    outputs = {"logits_even": module(even)[0], "logits_odd": module(odd)[0],
-               "hidden_odd": module(odd, features_only=True)[0]}
+    outputs = {"logits_even": module(even)[0], "logits_odd": module(odd)[0]}
     return golden(module, config, {"tokens_even": even, "tokens_odd": odd}, outputs)
 
 
@@ -96,12 +93,11 @@ def kosmos1(g: torch.Generator) -> Golden:
     connector of transformers' Kosmos2, whose image embeddings torchscale's decoder then reads in place of tokens."""
     config = dict(image_size=16, patch_size=4, vision_dim=24, vision_layers=2, vision_heads=3, vision_ffn_dim=96,
                   num_latents=5, dim=32, layers=2, heads=4, ffn_dim=64, vocab_size=50, scale_embedding=True)
-    vision, features = kosmos2_vision(config, g)
+    kosmos2 = ref.randomize(kosmos2_model(config), g)
     decoder = ref.randomize(torchscale_decoder(config), g)
     images = random_images(g, 2, 2, 1, 16)
-    tower = features.vision_model(normalize(images).flatten(0, 2).permute(0, 3, 1, 2)).last_hidden_state
-    image_features = features.get_image_features(normalize(images).flatten(0, 2).permute(0, 3, 1, 2))
-    embeds = image_features.pooler_output.reshape(2, 2, 5, 32)
+    pixels = normalize(images).flatten(0, 2).permute(0, 3, 1, 2)
+    embeds = kosmos2.get_image_features(pixels).pooler_output.reshape(2, 2, 5, 32)
 
     tokens = torch.randint(4, 50, (2, 23), generator=g)
     slots = torch.full((2, 23), -1)                    # which image embedding of the row stands at each position
@@ -110,22 +106,20 @@ def kosmos1(g: torch.Generator) -> Golden:
     rows = torch.arange(2)[:, None]
     inserted = torch.where(slots[..., None] >= 0, embeds.flatten(1, 2)[rows, slots], decoder.embed_tokens(tokens))
     logits = decoder(tokens, token_embeddings=inserted)[0]
-    both = torch.nn.ModuleDict({"vision_model": vision, "image_to_text_projection": features.image_to_text_projection,
-                                "decoder": decoder})
-    outputs = {"tower": tower, "image_embeds": embeds, "logits": logits}
-    return golden(both, config, {"tokens": tokens, "slots": slots, "images": images}, outputs)
+    used = torch.nn.ModuleDict({"vision_model": kosmos2.vision_model, "decoder": decoder,
+                                "image_to_text_projection": kosmos2.image_to_text_projection})
+    inputs = {"tokens": tokens, "slots": slots, "images": images}
+    return golden(used, config, inputs, {"image_embeds": embeds, "logits": logits})
 
 
-def kosmos2_vision(config: dict, g: torch.Generator) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """The vision tower alone, and the whole of Kosmos2Model with the connector (its text model is not used)."""
-    c = ref.transformers.Kosmos2Config(
+def kosmos2_model(config: dict) -> torch.nn.Module:
+    """Vision tower and connector of KOSMOS-2, with a text model that is not used."""
+    return ref.transformers.Kosmos2Model(ref.transformers.Kosmos2Config(
         vision_config=dict(hidden_size=config["vision_dim"], intermediate_size=config["vision_ffn_dim"],
                            num_hidden_layers=config["vision_layers"], num_attention_heads=config["vision_heads"],
                            image_size=config["image_size"], patch_size=config["patch_size"]),
         text_config=dict(embed_dim=config["dim"], layers=1, ffn_dim=8, attention_heads=config["heads"], vocab_size=8),
-        latent_query_num=config["num_latents"], attn_implementation="eager")
-    model = ref.randomize(ref.transformers.Kosmos2Model(c), g)
-    return model.vision_model, model
+        latent_query_num=config["num_latents"], attn_implementation="eager"))
 
 
 def clip_vision(g: torch.Generator) -> Golden:

@@ -45,8 +45,8 @@ def goldens(request, tmp_path_factory):
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         pytest.skip(f"needs {', '.join(missing)}; see tests/parity/requirements.txt")
-    folder, seed = tmp_path_factory.mktemp("goldens"), random.SystemRandom().randrange(1, 2**30)
-    print(f"goldens drawn with --seed {seed}")
+    seed = random.SystemRandom().randrange(1, 2**30)
+    folder = tmp_path_factory.mktemp(f"goldens-seed-{seed}-")          # a failure shows the folder, hence the seed
     subprocess.run([sys.executable, HERE / "make_goldens.py", "--seed", str(seed), "--out", folder], check=True)
     return folder
 
