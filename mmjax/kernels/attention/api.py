@@ -7,9 +7,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mmjax.kernels.attention.blockwise import blockwise
 from mmjax.kernels.attention.mask import IntervalMask
 from mmjax.kernels.attention.reference import reference
 from mmjax.kernels.attention.rotary import Rotary
+from mmjax.kernels.attention.sharded import on_shards
 
 
 class Implementation(NamedTuple):
@@ -28,8 +30,27 @@ class Implementation(NamedTuple):
     suits: Callable[..., bool]
 
 
+def _never(*args, **kwargs) -> None:
+    return None
+
+
+def _always(*args, **kwargs) -> bool:
+    return True
+
+
+def _worth_blocks(q: jax.Array, k: jax.Array, *args, **kwargs) -> bool:
+    """On a CPU, from the size where blocks measured faster; elsewhere, where the einsum's weights would not fit."""
+    (b, t, n, _), s = q.shape, k.shape[1]
+    if jax.default_backend() == "cpu":
+        return t >= 64 and t * s >= 128 * 128
+    return 4 * b * n * t * s > 2**30
+
+
 # In order of preference. The last one computes everything.
-IMPLEMENTATIONS = (Implementation("reference", reference, refuse=lambda *a, **k: None, suits=lambda *a, **k: True),)
+IMPLEMENTATIONS = (
+    Implementation("blockwise", on_shards(blockwise), refuse=_never, suits=_worth_blocks),
+    Implementation("reference", reference, refuse=_never, suits=_always),
+)
 
 
 def attention(

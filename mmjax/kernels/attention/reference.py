@@ -37,7 +37,7 @@ def _softmax(logits: jax.Array, visible: jax.Array) -> jax.Array:
     """Softmax over the visible keys; a query that sees none gets weights, and gradients, of exactly 0."""
     lowest = jnp.finfo(logits.dtype).min  # finite, so that a row without keys has no inf - inf
     logits = jnp.where(visible, logits, lowest)
-    top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+    top = jax.lax.stop_gradient(logits.max(-1, keepdims=True, initial=lowest))
     weights = jnp.where(visible, jnp.exp(logits - top), 0)
     total = weights.sum(-1, keepdims=True)
     return weights / jnp.where(total == 0, 1, total)
