@@ -97,9 +97,13 @@ def make_plan(model: Model, config: StageConfig, mesh: Mesh) -> Plan:
 def _opt_template(tx: optax.GradientTransformation, trainable: Params, mesh: Mesh) -> Any:
     """Optimizer state as shapes: moments lie on the devices as their parameter does, counters on all."""
     everywhere = NamedSharding(mesh, P())
+    is_masked = lambda x: isinstance(x, optax.MaskedNode)      # noqa: E731 - stands where another group's moment is
+
+    def place(moment, param):
+        return moment if is_masked(moment) else jax.ShapeDtypeStruct(moment.shape, moment.dtype, sharding=param.sharding)
+
     return optax.tree_map_params(
-        tx, lambda moment, param: jax.ShapeDtypeStruct(moment.shape, moment.dtype, sharding=param.sharding),
-        jax.eval_shape(tx.init, trainable), trainable,
+        tx, place, jax.eval_shape(tx.init, trainable), trainable, is_leaf=is_masked,
         transform_non_params=lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere))
 
 
