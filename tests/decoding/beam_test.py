@@ -112,7 +112,8 @@ def test_there_may_be_fewer_continuations_than_beams(language):
 
 def test_a_long_continuation_that_gets_better_late_is_not_given_up(language):
     tiny = 1e-9                             # tokens: 0 begins, 1 and 3 go on, 2 stops
-    model = Bigram(((tiny, 0.55, 0.45, tiny), (tiny, tiny, 0.8, 0.2), (0.25,) * 4, (tiny, tiny, tiny, 1.0)))
+    model = Bigram(((tiny, 0.55, 0.45, tiny), (tiny, tiny, 0.8, 0.2), (tiny, tiny, tiny, 1.0),
+                    (tiny, tiny, tiny, 1.0)))
     prompt = type(language.prompts)(np.zeros((1, 1), np.int32), *[None] * 8)
     beams = beam_search(model, None, prompt, max_new_tokens=9, num_beams=2, stop_ids=(STOP,))
     # "1 3 3 ..." is behind at two tokens, -1.10 against the -0.41 of "1 stop", and ahead from six on.

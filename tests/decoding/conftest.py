@@ -27,7 +27,8 @@ class System:
     """A model with random parameters, three prompts, and next-token log-probabilities without a cache."""
 
     def __init__(self, name: str):
-        lm = DecoderConfig(VOCAB, 2, BlockConfig(WIDTH, 2, 24, num_kv_heads=1, norm="rms"), max_positions=32, tie_embeddings=False)
+        lm = DecoderConfig(VOCAB, 2, BlockConfig(WIDTH, 2, 24, num_kv_heads=1, norm="rms"), max_positions=32,
+                           tie_embeddings=False)
         vit = ViTConfig(image_size=8, patch_size=4, num_layers=1, block=BlockConfig(WIDTH, 2, 24))
         self.name = name
         self.model = build(name, {

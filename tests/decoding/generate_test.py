@@ -56,8 +56,8 @@ def test_sampling_draws_from_the_models_distribution(language, key):
                          sampling=SamplingConfig(temperature=2.0))
     tokens = np.asarray(tokens)
     scaled = lambda logp: np.exp(logp / 2) / np.exp(logp / 2).sum()  # noqa: E731
-    np.testing.assert_allclose(np.bincount(tokens[:, 0], minlength=6) / 4096, scaled(language.log_probs([[]] * 3)[0][0]),
-                               atol=4 * 0.5 / 64)
+    want = scaled(language.log_probs([[]] * 3)[0][0])
+    np.testing.assert_allclose(np.bincount(tokens[:, 0], minlength=6) / 4096, want, atol=4 * 0.5 / 64)
     first = np.bincount(tokens[:, 0]).argmax()
     second = tokens[tokens[:, 0] == first, 1]
     want = scaled(language.log_probs([[first], [], []])[0][-1])
