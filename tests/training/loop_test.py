@@ -136,8 +136,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoint(toy, t
     assert read_rows(tmp_path)[6]["loss"] is None
 
 
+def test_the_last_loss_is_looked_at_before_it_is_saved(toy, tmp_path, small):
+    with pytest.raises(TrainingError, match="step 3: .*there is no checkpoint yet"):
+        loop.run(toy.stage(total_steps=3, checkpoint_every=0), toy.Model(), toy.Loader(bad=[2]), tmp_path, mesh=small)
+    assert manager.steps(tmp_path) == []
+
+
 def test_losses_that_are_not_finite_are_skipped_up_to_the_limit(toy, tmp_path, small, capsys):
-    with pytest.raises(TrainingError, match="step 10: .*max_nonfinite=1"):      # also when it is the last one
+    with pytest.raises(TrainingError, match="step 10: .*max_nonfinite=1"):
         loop.run(toy.stage(max_nonfinite=1), toy.Model(), toy.Loader(bad=[2, 9]), tmp_path, mesh=small)
     assert "step 3: the loss or its gradient is not finite" in capsys.readouterr().err
     assert manager.steps(tmp_path) == [5]
