@@ -48,7 +48,7 @@ def _worth_blocks(q: jax.Array, k: jax.Array, *args, **kwargs) -> bool:
 
 # In order of preference. The last one computes everything.
 IMPLEMENTATIONS = (
-    Implementation("blockwise", on_shards(blockwise), refuse=_never, suits=_worth_blocks),
+    Implementation("blockwise", blockwise, refuse=_never, suits=_worth_blocks),
     Implementation("reference", reference, refuse=_never, suits=_always),
 )
 
@@ -86,7 +86,7 @@ def attention(
     _check_arrays(q, k, v)
     _check_extras(q, k, mask, rotary, bias)
     arguments = dict(mask=mask, rotary=rotary, bias=bias, scale=1 / math.sqrt(q.shape[-1]) if scale is None else scale)
-    return _choose(implementation, q, k, v, **arguments).run(q, k, v, **arguments)
+    return on_shards(_choose(implementation, q, k, v, **arguments).run)(q, k, v, **arguments)
 
 
 def _choose(name: str | None, *args, **kwargs) -> Implementation:

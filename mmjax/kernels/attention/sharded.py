@@ -1,6 +1,7 @@
 """Runs an implementation on each device's own rows, heads and queries.
 
 XLA cannot split a loop over rows, or a Pallas kernel, by itself: it would gather the whole batch on every device.
+And with Explicit axes, no einsum takes queries and keys that are both split along the sequence.
 An interval needs no change for a part of the queries, so queries may be split along the sequence too; every device
 then reads all keys of its rows and heads.
 """
