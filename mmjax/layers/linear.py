@@ -39,7 +39,7 @@ class Linear(nn.Module):
         out_dtype = self.out_dtype or self.dtype
         n_in = len(self.in_shape)
         kernel = param(self, "kernel", self._initializer(), self.in_shape + self.out_shape, self.names)
-        y = _matmul(x.astype(self.dtype), kernel.astype(self.dtype), n_in)
+        y = _matmul(x.astype(self.dtype), kernel.astype(self.dtype), n_in, out_dtype)
         if self.use_bias:
             bias = param(self, "bias", nn.initializers.zeros, self.out_shape, self.names[n_in:])
             y = y + bias.astype(out_dtype)
@@ -52,7 +52,7 @@ class Linear(nn.Module):
         return lambda key, shape, dtype: flat(key, matrix, dtype).reshape(shape)
 
 
-def _matmul(x: jax.Array, kernel: jax.Array, num_contracted: int) -> jax.Array:
+def _matmul(x: jax.Array, kernel: jax.Array, num_contracted: int, out_dtype: Any) -> jax.Array:
     """Contracts the last dimensions of x with the first of the kernel, as a product of two matrices.
 
     On CPU the gradient of a product with several leading dimensions transposes whole activations: as matrices a
@@ -62,9 +62,10 @@ def _matmul(x: jax.Array, kernel: jax.Array, num_contracted: int) -> jax.Array:
     lead, out = x.shape[:x.ndim - num_contracted], kernel.shape[num_contracted:]
     if jax.sharding.get_abstract_mesh().shape.get("seq", 1) > 1:
         axes = (tuple(range(len(lead), x.ndim)), tuple(range(num_contracted)))
-        return jax.lax.dot_general(x, kernel, (axes, ((), ())))
+        return jax.lax.dot_general(x, kernel, (axes, ((), ())), preferred_element_type=out_dtype)
     size_in = math.prod(kernel.shape[:num_contracted])
-    return (x.reshape(-1, size_in) @ kernel.reshape(size_in, -1)).reshape(*lead, *out)
+    y = jnp.matmul(x.reshape(-1, size_in), kernel.reshape(size_in, -1), preferred_element_type=out_dtype)
+    return y.reshape(*lead, *out)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

@@ -36,6 +36,17 @@ def test_initial_spread_counts_all_contracted_dimensions():
     assert spread((8, 25), (100,), kernel_init=xavier, gain=2.0) == pytest.approx(2 * (2 / 300)**0.5, rel=0.02)
 
 
+def test_product_of_bfloat16_factors_may_stay_in_float32():
+    kernel = np.random.default_rng(0).normal(size=(6, 4)).astype(jnp.bfloat16)
+    x = np.random.default_rng(1).normal(size=(2, 3, 6)).astype(jnp.bfloat16)
+    fields = dict(names=("embed", "vocab"), use_bias=False, dtype=jnp.bfloat16)
+    wide = Linear((6,), (4,), out_dtype=jnp.float32, **fields).apply({"params": {"kernel": kernel}}, x)
+    want = x.astype(np.float64) @ kernel.astype(np.float64)
+    assert wide.dtype == jnp.float32
+    np.testing.assert_allclose(wide, want, rtol=1e-6, atol=1e-6)
+    assert Linear((6,), (4,), **fields).apply({"params": {"kernel": kernel}}, x).dtype == jnp.bfloat16
+
+
 def test_parameters_carry_the_names_of_their_dimensions():
     module = Linear((4,), (2, 3), ("embed", "heads", "head_dim"))
     boxed = init_params(module, jax.random.key(0), jnp.zeros((1, 4)))
