@@ -1,0 +1,96 @@
+"""`mmjax train`: runs the stages of a config in one run directory."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from mmjax import models
+from mmjax.checkpoint import manager
+from mmjax.cli import arguments, report, stages
+from mmjax.cli.fit import check_fit, check_rows
+from mmjax.cli.trained import make_writer
+from mmjax.data.documents import DocumentSource
+from mmjax.data.loader import Loader
+from mmjax.data.prepare import prepare
+from mmjax.evals.fewshot import read_task
+from mmjax.models.interface import Model, Params
+from mmjax.parallel import make_mesh
+from mmjax.training import loop
+from mmjax.training.config import StageConfig
+from mmjax.training.step import make_plan
+from mmjax.training.structure import ConfigError
+
+
+class Job(NamedTuple):
+    """A stage that is ready to run."""
+
+    config: StageConfig
+    workdir: Path
+    model: Model
+    mesh: Mesh
+
+
+def run(argv: Sequence[str]) -> int:
+    """Trains, or continues, and shows what was learned."""
+    parser = arguments.make_parser("train", "Train the stages of a config, or continue where the run directory ends.",
+                                   config=True)
+    parser.add_argument("--workdir", type=Path, required=True, help="run directory; made if absent")
+    args = arguments.parse(parser, argv)
+    resolved = stages.from_args(args)
+    jobs = [make_job(name, config, args.workdir) for name, config in resolved]
+    stages.check_same_run(resolved, args.workdir)
+    for job in jobs:
+        prepare(job.config.data, progress=sys.stderr.isatty())
+        check_sources(job.config)
+    stages.write(resolved, args.workdir)
+    for job in jobs:
+        result = train(job)
+        if result.evaluation and jax.process_index() == 0:
+            print(report.summary(result.evaluation, job.workdir))
+    return 0
+
+
+def make_job(name: str, config: StageConfig, workdir: Path) -> Job:
+    """Builds a stage and checks all that can be before anything is written: the last one is not to fail after hours.
+
+    Raises:
+        ValueError: if its data, model, rules and mesh do not fit each other or this machine.
+    """
+    check_fit(name, config)
+    job = Job(config, workdir / name, models.build(config.system, config.model), make_mesh(config.mesh))
+    check_rows(name, config, job.mesh)
+    make_plan(job.model, config, job.mesh)
+    for source in config.init_from.values():
+        if "/" in source and not manager.steps(Path(source).expanduser()):
+            raise ConfigError(f"{name or 'config'}: init_from names {source}, which holds no checkpoint")
+    return job
+
+
+def check_sources(config: StageConfig) -> None:
+    """Opens all data once; FileNotFoundError, DocumentError or ValueError names what is missing or damaged."""
+    for data_set in config.data.sets.values():
+        for source in data_set.sources:
+            DocumentSource(source.path)
+    for task in config.evals:
+        read_task(task)
+
+
+def train(job: Job) -> loop.Result:
+    """Runs one stage to its end and writes what its evaluations show."""
+    config = job.config
+    weights = {name: data_set.loss_weight for name, data_set in config.data.sets.items()}
+    writer = make_writer(config)
+
+    def evaluate(params: Params, step: int) -> dict[str, float]:
+        results = report.evaluate(config, job.model, params, writer, progress=sys.stderr.isatty())
+        if jax.process_index() == 0:
+            report.write(results, config.evals, job.workdir, step=step)
+        return results.metrics
+
+    with Loader(config.data, jax.process_index(), jax.process_count()) as loader:
+        return loop.run(config, job.model, loader, job.workdir, mesh=job.mesh, set_weights=weights,
+                        evaluate=evaluate if config.evals else None)
