@@ -91,7 +91,7 @@ def _forward(q, k, v, mask, bias, scale, sizes):
             nothing = jnp.full(num_rows, LOWEST / 2), jnp.zeros(num_rows), jnp.zeros(tile.q.shape)
             top, total, out = jax.lax.fori_loop(0, tile.count, step, nothing)
             total = jnp.where(total == 0, 1, total)
-            return (out / total[:, None]).astype(v.dtype), jnp.where(top > LOWEST / 2, top + jnp.log(total), 0)
+            return (out / total[:, None]).astype(v.dtype), top + jnp.log(total)
 
         return jax.lax.map(tile, tiles)
 

@@ -23,8 +23,8 @@ def random_case(shape, bias_rows=0, seed=0) -> Case:
     b, t, s, n, k, h = shape
     rng = np.random.default_rng(seed)
     draw = lambda *dims: rng.standard_normal(dims, np.float32)  # noqa: E731
-    start = rng.integers(-3, s, (b, t), np.int32)
-    stop = start + rng.integers(-2, s, (b, t), np.int32)
+    start = rng.integers(-3, s // 2 + 1, (b, t), np.int32)
+    stop = start + rng.integers(-1, s + 3, (b, t), np.int32)
     bias = draw(bias_rows, n, t, s) if bias_rows else None
     return Case(draw(b, t, n, h), draw(b, s, k, h), draw(b, s, k, h), bias, start, stop, draw(b, t, n, h))
 

@@ -71,6 +71,16 @@ def test_rows_and_heads_stay_on_their_devices(random_case):
         assert program(*args, mask).sharding.spec == P("data", None, "model")
 
 
+def test_with_explicit_axes_the_output_is_laid_out_as_the_queries(random_case):
+    case = random_case(SHAPE)
+    mask = IntervalMask(case.start, case.stop)
+    with jax.set_mesh(make_mesh(AxisType.Explicit, data=4, model=2)):
+        for spec in (P("data", None, "model", None), P(None, None, "model", None)):
+            q = jax.device_put(case.q, spec)
+            out = on_shards(reference)(q, case.k, case.v, mask=mask, rotary=None, bias=None, scale=0.3)
+            assert jax.typeof(out).sharding.spec == spec
+
+
 def test_sharded_arrays_without_a_current_mesh(random_case, attention_loop):
     case = random_case(SHAPE)
     split = NamedSharding(make_mesh(AxisType.Auto, data=4, model=2), P("data", None, "model"))
@@ -80,10 +90,13 @@ def test_sharded_arrays_without_a_current_mesh(random_case, attention_loop):
     np.testing.assert_allclose(got, attention_loop(case, 0.3), rtol=2e-6, atol=2e-6)
 
 
-def test_inside_a_shard_map_it_is_the_implementation_itself(random_case, attention_loop):
+@pytest.mark.parametrize("taken", [{"data"}, {"data", "fsdp", "model", "seq"}])
+def test_inside_a_shard_map_only_the_other_axes_are_used(random_case, attention_loop, taken):
     case = random_case(SHAPE)
-    run = functools.partial(on_shards(reference), rotary=None, bias=None, scale=0.3)
+    run = functools.partial(on_shards(RUNS["blockwise"]), rotary=None, bias=None, scale=0.3)
     with jax.set_mesh(make_mesh(AxisType.Auto, data=4, model=2)):
-        local = jax.shard_map(lambda q, k, v, mask: run(q, k, v, mask=mask), in_specs=P("data"), out_specs=P("data"))
+        local = jax.shard_map(
+            lambda q, k, v, mask: run(q, k, v, mask=mask), in_specs=P("data"), out_specs=P("data"), axis_names=taken,
+            check_vma=False)
         got = jax.jit(local)(*case[:3], IntervalMask(case.start, case.stop))
     np.testing.assert_allclose(got, attention_loop(case, 0.3), rtol=2e-6, atol=2e-6)
