@@ -97,14 +97,16 @@ def make_plan(model: Model, config: StageConfig, mesh: Mesh) -> Plan:
 def _opt_template(tx: optax.GradientTransformation, trainable: Params, mesh: Mesh) -> Any:
     """Optimizer state as shapes: moments lie on the devices as their parameter does, counters on all."""
     everywhere = NamedSharding(mesh, P())
-    is_masked = lambda x: isinstance(x, optax.MaskedNode)      # noqa: E731 - stands where another group's moment is
 
-    def place(moment, param):
-        return moment if is_masked(moment) else jax.ShapeDtypeStruct(moment.shape, moment.dtype, sharding=param.sharding)
+    def is_masked(x):       # stands where another group's moment is
+        return isinstance(x, optax.MaskedNode)
+
+    def place(x, sharding):
+        return x if is_masked(x) else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     return optax.tree_map_params(
-        tx, place, jax.eval_shape(tx.init, trainable), trainable, is_leaf=is_masked,
-        transform_non_params=lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere))
+        tx, lambda moment, param: place(moment, param.sharding), jax.eval_shape(tx.init, trainable), trainable,
+        is_leaf=is_masked, transform_non_params=lambda x: place(x, everywhere))
 
 
 def init_state(model: Model, plan: Plan, key: jax.Array, given: Mapping[str, Params] | None = None) -> TrainState:
@@ -128,7 +130,10 @@ def init_state(model: Model, plan: Plan, key: jax.Array, given: Mapping[str, Par
         trainable, frozen = optimizer.partition(nest(flat), plan.labels)
         return TrainState(jnp.int32(0), jnp.int32(0), trainable, frozen, plan.tx.init(trainable))
 
-    return jax.jit(init, donate_argnums=1, out_shardings=_shardings(plan.template))(key, taken)
+    # It runs once: on CPU, where optimizing it takes longer than running it, compile it as it stands.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    shardings = _shardings(plan.template)
+    return jax.jit(init, donate_argnums=1, out_shardings=shardings, compiler_options=options)(key, taken)
 
 
 def _shardings(template: TrainState) -> TrainState:

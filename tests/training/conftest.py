@@ -10,7 +10,7 @@ import pytest
 
 from mmjax.batch import Batch
 from mmjax.losses import token_cross_entropy
-from mmjax.training.config import StageConfig
+from mmjax.training.config import GroupConfig, StageConfig
 
 VOCAB, DIM, SIDE = 16, 8, 2
 
@@ -95,7 +95,8 @@ class Nothing:
 
 def make_stage(**changes):
     values = dict(system="toy", model=Nothing(), data=Nothing(), total_steps=10, mesh={"fsdp": 4, "model": 2},
-                  log_every=1, checkpoint_every=5, rules=(("lm/embed", "frozen"), (".*", "main")))
+                  log_every=1, checkpoint_every=5, rules=(("lm/embed", "frozen"), (".*/bias", "plain"), (".*", "main")),
+                  groups={"main": GroupConfig(), "plain": GroupConfig(weight_decay=0.0)})
     return StageConfig(**values | changes)
 
 
