@@ -3,6 +3,8 @@
 All widths are multiples of 8 and all head counts even, so that parameters split over eight devices.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,22 +25,25 @@ IMAGE_SIZE = 8
 NUM_LATENTS = 4         # visual tokens per image, R
 SYSTEMS = ("flamingo", "kosmos1", "language")
 
-# Vision blocks 3 + 1, language model 5 and 2: no two stacks have the same length, so that a scan tells its stack.
-VISION = ViTConfig(image_size=IMAGE_SIZE, patch_size=4, num_layers=4, num_last_layers=1,
-                   block=BlockConfig(16, 2, 32, activation="quick_gelu"))
-LLAMA = DecoderConfig(VOCAB, 5, BlockConfig(32, 4, 64, num_kv_heads=2, norm="rms", use_bias=False, activation="swiglu"),
+# No other stack has 3 layers like the vision tower, and every feed-forward has a width of its own: so a jaxpr shows
+# whose scan and whose gradient it holds.
+VISION = ViTConfig(image_size=IMAGE_SIZE, patch_size=4, num_layers=3,
+                   block=BlockConfig(16, 2, 40, activation="quick_gelu"))
+VISION_LAST = dataclasses.replace(VISION, num_layers=4, num_last_layers=1)
+LLAMA = DecoderConfig(VOCAB, 4, BlockConfig(32, 4, 64, num_kv_heads=2, norm="rms", use_bias=False, activation="swiglu"),
                       max_positions=64)
 MAGNETO = DecoderConfig(VOCAB, 2, BlockConfig(32, 4, 64, sub_norm=True, init_gain=1.1774), positions="xpos",
                         rotary_layout="interleaved", scale_embedding=True, max_positions=64)
-RESAMPLER = PerceiverConfig(16, 24, NUM_LATENTS, num_layers=2, num_heads=2, head_dim=8, mlp_dim=48, num_frames=2)
-XATTN = GatedXAttnConfig(32, 24, num_heads=2, head_dim=16, mlp_dim=64)
+RESAMPLER = PerceiverConfig(16, 24, NUM_LATENTS, num_layers=2, num_heads=2, head_dim=8, mlp_dim=56, num_frames=2)
+CONNECTOR = AttentivePoolConfig(16, 32, NUM_LATENTS, num_heads=4)
+XATTN = GatedXAttnConfig(32, 24, num_heads=2, head_dim=16, mlp_dim=48)
 
 
 def config(system: str, **fields):
     """The tiny config of a system; `fields` replace some of its parts."""
     parts = {
         "flamingo": dict(vision=VISION, resampler=RESAMPLER, lm=LLAMA, xattn=XATTN, xattn_every=2),
-        "kosmos1": dict(vision=VISION, lm=MAGNETO, connector=AttentivePoolConfig(16, 32, NUM_LATENTS, num_heads=4)),
+        "kosmos1": dict(vision=VISION_LAST, connector=CONNECTOR, lm=MAGNETO),
         "language": dict(lm=LLAMA),
     }[system]
     types = {"flamingo": FlamingoConfig, "kosmos1": Kosmos1Config, "language": LanguageConfig}
@@ -46,10 +51,17 @@ def config(system: str, **fields):
 
 
 def random_params(model, seed: int = 0):
-    """Parameters with no zero among them: gates, biases and scales too, so that every path carries signal."""
-    params = jax.jit(model.init)(jax.random.key(seed))
+    """Parameters with no zero among them: gates, biases and scales too, so that every path carries signal.
+
+    Drawn with NumPy, which compiles nothing.
+    """
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda a: a + jnp.asarray(0.1 * rng.normal(size=a.shape), a.dtype), params)
+
+    def draw(path, leaf):
+        center = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(center + 0.2 * rng.normal(size=leaf.shape), leaf.dtype)
+
+    return jax.tree.map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0)))
 
 
 def make_batch(system: str, rows, num_tokens: int, num_images: int, seed: int = 0) -> Batch:
