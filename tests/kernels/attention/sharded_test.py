@@ -94,7 +94,7 @@ def test_sharded_arrays_without_a_current_mesh(random_case, attention_loop):
 def test_inside_a_shard_map_only_the_other_axes_are_used(random_case, attention_loop, taken):
     case = random_case(SHAPE)
     run = functools.partial(on_shards(RUNS["blockwise"]), rotary=None, bias=None, scale=0.3)
-    with jax.set_mesh(make_mesh(AxisType.Auto, data=4, model=2)):
+    with jax.set_mesh(make_mesh(AxisType.Auto, data=2, fsdp=2, model=2)):
         local = jax.shard_map(
             lambda q, k, v, mask: run(q, k, v, mask=mask), in_specs=P("data"), out_specs=P("data"), axis_names=taken,
             check_vma=False)
