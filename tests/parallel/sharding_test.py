@@ -1,0 +1,59 @@
+"""Logical names to mesh axes, and arrays that really lie where the rules say."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from mmjax.parallel import AXES, RULES, batch_sharding, make_mesh, param_shardings, partition_spec, shard
+
+pytestmark = pytest.mark.quick
+
+
+def test_every_rule_names_mesh_axes():
+    assert all(axis in AXES for axes in RULES.values() for axis in axes)
+
+
+def test_names_become_mesh_axes():
+    assert partition_spec(("layers", "embed", "heads", "head_dim")) == P(None, "fsdp", "model", None)
+    assert partition_spec(("batch", "seq", None)) == P(("data", "fsdp"), "seq", None)
+    assert partition_spec(()) == P()
+    with pytest.raises(ValueError, match="unknown logical axis 'emebd'; the names are layers, embed"):
+        partition_spec(("emebd",))
+
+
+def test_parameters_and_batches_split_over_the_mesh():
+    mesh = make_mesh({"data": 2, "fsdp": 2, "model": 2})
+    params = {"a": {"kernel": jnp.zeros((6, 4, 3)), "bias": jnp.zeros((4, 3))}, "scale": jnp.zeros(5)}
+    axes = {"a": {"kernel": ("embed", "heads", "head_dim"), "bias": ("heads", "head_dim")}, "scale": ("norm",)}
+    placed = jax.device_put(params, param_shardings(axes, params, mesh))
+    assert jax.tree.map(piece, placed) == {"a": {"kernel": (3, 2, 3), "bias": (2, 3)}, "scale": (5,)}
+    assert piece(jax.device_put(jnp.zeros((8, 7)), batch_sharding(mesh))) == (2, 7)
+
+
+def piece(x: jax.Array) -> tuple[int, ...]:
+    """Shape of what one device holds."""
+    return x.addressable_shards[0].data.shape
+
+
+def test_a_dimension_that_does_not_divide_is_named():
+    mesh, shapes = make_mesh({"fsdp": 4, "model": 2}), {"lm": {"q": jax.ShapeDtypeStruct((6, 2), jnp.float32)}}
+    message = r"parameter lm/q \(6, 2\): dimension 'embed' = 6 must be a multiple of the 4 devices on mesh axis fsdp"
+    with pytest.raises(ValueError, match=message):
+        param_shardings({"lm": {"q": ("embed", "heads")}}, shapes, mesh)
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_shard_lays_out_activations_and_does_nothing_without_a_mesh(explicit):
+    x = jnp.zeros((8, 4, 6))
+    assert shard(x, "batch", "seq", "act_mlp") is x
+    with jax.set_mesh(make_mesh({"fsdp": 4, "model": 2}, explicit=explicit)):
+        y = jax.jit(lambda x: shard(x + 1, "batch", "seq", "act_mlp"))(x)
+        assert piece(y) == (2, 4, 3)
+    with jax.set_mesh(make_mesh({}, jax.devices()[:1])):
+        assert shard(x, "batch", "seq", "act_mlp") is x
+
+
+def test_shard_names_an_unknown_axis():
+    with jax.set_mesh(make_mesh({"fsdp": 8})), pytest.raises(ValueError, match="unknown logical axis 'btach'"):
+        shard(jnp.zeros(8), "btach")
