@@ -1,5 +1,6 @@
 """Stages from config files and run directories, and runs that do not match."""
 
+import dataclasses
 import json
 
 import pytest
@@ -55,6 +56,8 @@ def test_a_damaged_config_is_named(resolved, tmp_path):
 def test_prompts_follow_the_first_data_set_of_the_system(resolved):
     (_, language), (_, flamingo) = resolved
     assert isinstance(trained.make_writer(language).template, templates.Language)
-    writer = trained.make_writer(flamingo)
+    sets = {"text": language.data.sets["text"], **flamingo.data.sets}
+    mixed = dataclasses.replace(flamingo, data=dataclasses.replace(flamingo.data, sets=sets))
+    writer = trained.make_writer(mixed)
     assert isinstance(writer.template, templates.Flamingo) and writer.image.size == 16
     assert writer.end_ids == (writer.tokenizer.id("<EOC>"),)
