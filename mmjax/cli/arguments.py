@@ -81,8 +81,11 @@ def load_config(args: Sequence[str]) -> ml_collections.ConfigDict:
         config_flags.DEFINE_config_dict("config", config, lock_config=False, accept_new_attributes=True,
                                         flag_values=values, sys_argv=argv)
         values(argv)
-    except (flags.Error, AttributeError, KeyError) as error:
-        raise ConfigError(f"the override does not fit: {_one_line(error)}") from error
+    except flags.Error as error:
+        raise ConfigError(f"the override does not fit: {error}") from error
+    except (AttributeError, KeyError) as error:
+        raise ConfigError(f"{' '.join(args[1:])}: cannot override {_one_line(error)} (in an item of a tuple only what "
+                          "the file mentions can be)") from error
     return values.config.lock()
 
 
@@ -112,7 +115,7 @@ def _add_parents(config: ml_collections.ConfigDict, overrides: Sequence[str]) ->
         node = config
         for name in override.partition("=")[0].split(".")[1:-1]:
             if not isinstance(node, ml_collections.ConfigDict) or not name.isidentifier():
-                break                   # an element of a tuple, say; config_flags finds it, or says what is wrong
+                break                   # an item of a tuple, say; config_flags finds it, or says what is wrong
             if name not in node:
                 node[name] = ml_collections.ConfigDict()
             node = node[name]

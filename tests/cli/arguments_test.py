@@ -13,7 +13,7 @@ CONFIG = """
 
     def get_config(size="small"):
         c = ml_collections.ConfigDict(dict(size=size, steps=3, lr=1e-3, clip=None, shuffle=True, shots=(0, 4)))
-        c.model = dict(dim=16)
+        c.model, c.evals = dict(dim=16), (dict(a=3),)
         if size == "broken":
             c.model.dim = 1 // 0
         return c if size != "nothing" else None
@@ -29,10 +29,11 @@ def file(tmp_path):
 @pytest.mark.quick
 def test_overrides_keep_the_type_of_the_field(file):
     overrides = ["--config.steps=5", "--config.lr", "2", "--noconfig.shuffle", "--config.shots=(1,2)",
-                 "--config.clip=0.5", "--config.model.dim=8"]
+                 "--config.clip=0.5", "--config.model.dim=8", "--config.evals[0].a=4"]
     config_args, others = arguments.split_config([f"--config={file}:large", *overrides, "--workdir", "out"])
     c = arguments.load_config(config_args).to_dict()
-    assert c == dict(size="large", steps=5, lr=2.0, shuffle=False, shots=(1, 2), clip=0.5, model=dict(dim=8))
+    assert c == dict(size="large", steps=5, lr=2.0, shuffle=False, shots=(1, 2), clip=0.5, model=dict(dim=8),
+                     evals=({"a": 4},))
     assert isinstance(c["lr"], float) and others == ["--workdir", "out"]
 
 
@@ -49,7 +50,8 @@ def test_a_negative_value_may_stand_apart_but_a_flag_is_no_value():
 
 @pytest.mark.parametrize("args, words", [
     (["--config={}", "--config.steps=many"], ["--config.steps=many", "int"]),
-    (["--config={}", "--config.lr.x=1"], ["does not fit", "lr.x"]),
+    (["--config={}", "--config.lr.x=1"], ["--config.lr.x=1: cannot override Attribute", "lr.x"]),
+    (["--config={}", "--config.evals[0].b=1"], ["--config.evals[0].b=1: cannot override b (in an item"]),
     (["--config={}:broken"], ["tiny.py:8: ZeroDivisionError"]),
     (["--config={}:nothing"], ["must return a ConfigDict, not a NoneType"]),
     (["--config={}x"], ["no config file", "did you mean", "tiny.py'"]),
