@@ -38,6 +38,11 @@ def _always(*args, **kwargs) -> bool:
     return True
 
 
+def _without_blocks(q: jax.Array, k: jax.Array, *args, **kwargs) -> str | None:
+    empty = q.size == 0 or k.size == 0
+    return f"q {list(q.shape)} and k {list(k.shape)} have nothing to cut into blocks" if empty else None
+
+
 def _worth_blocks(q: jax.Array, k: jax.Array, *args, **kwargs) -> bool:
     """On a CPU, from the size where blocks measured faster; elsewhere, where the einsum's weights would not fit."""
     (b, t, n, _), s = q.shape, k.shape[1]
@@ -48,7 +53,7 @@ def _worth_blocks(q: jax.Array, k: jax.Array, *args, **kwargs) -> bool:
 
 # In order of preference. The last one computes everything.
 IMPLEMENTATIONS = (
-    Implementation("blockwise", blockwise, refuse=_never, suits=_worth_blocks),
+    Implementation("blockwise", blockwise, refuse=_without_blocks, suits=_worth_blocks),
     Implementation("reference", reference, refuse=_never, suits=_always),
 )
 

@@ -25,11 +25,12 @@ def reference(
         q, k = rotary.rotate_q(q), rotary.rotate_k(k)
     b, t, n, h = q.shape
     s, num_kv_heads = k.shape[1:3]
-    q_btkgh, k, v_bskh = (x.astype(jnp.float32) for x in (q.reshape(b, t, num_kv_heads, -1, h), k, v))
+    group = n // num_kv_heads
+    q_btkgh, k, v_bskh = (x.astype(jnp.float32) for x in (q.reshape(b, t, num_kv_heads, group, h), k, v))
     logits = jnp.einsum("btkgh,bskh->bkgts", q_btkgh, k).reshape(b, n, t, s) * scale
     if bias is not None:
         logits += bias.astype(jnp.float32)
-    weights = _softmax(logits, to_dense(mask, s)[:, None]).reshape(b, num_kv_heads, -1, t, s)
+    weights = _softmax(logits, to_dense(mask, s)[:, None]).reshape(b, num_kv_heads, group, t, s)
     return jnp.einsum("bkgts,bskh->btkgh", weights, v_bskh).reshape(b, t, n, h).astype(v.dtype)
 
 

@@ -12,9 +12,9 @@ SHAPE = 2, 6, 9, 4, 2, 8
 jitted = jax.jit(attention, static_argnames=("scale", "implementation"))
 
 
-def call(case, **changes):
+def call(case, run=jitted, **changes):
     arguments = dict(q=case.q, k=case.k, v=case.v, mask=IntervalMask(case.start, case.stop)) | changes
-    return jitted(arguments.pop("q"), arguments.pop("k"), arguments.pop("v"), **arguments)
+    return run(arguments.pop("q"), arguments.pop("k"), arguments.pop("v"), **arguments)
 
 
 @pytest.mark.quick
@@ -47,9 +47,18 @@ def test_the_first_implementation_that_can_and_suits_is_taken(random_case, monke
     never = api.Implementation("never", None, refuse=lambda *a, **k: "has no device", suits=lambda *a, **k: True)
     unsuited = api.Implementation("unsuited", None, refuse=lambda *a, **k: None, suits=lambda *a, **k: False)
     monkeypatch.setattr(api, "IMPLEMENTATIONS", (never, unsuited, *api.IMPLEMENTATIONS))
-    np.testing.assert_array_equal(call(case), call(case, implementation="reference"))
+    choice = call(case, attention)      # not jitted: a compiled program remembers an earlier choice
+    np.testing.assert_array_equal(choice, call(case, attention, implementation="reference"))
     with pytest.raises(ValueError, match="'never' cannot compute this call.*never: has no device; unsuited: can"):
         call(case, implementation="never")
+
+
+@pytest.mark.parametrize("num_tokens, num_keys", [(3, 0), (0, 3)])
+def test_no_keys_or_no_queries(random_case, num_tokens, num_keys):
+    case = random_case((2, num_tokens, num_keys, 2, 1, 4))
+    np.testing.assert_array_equal(call(case), np.zeros((2, num_tokens, 2, 4)))
+    with pytest.raises(ValueError, match="blockwise: .* have nothing to cut into blocks; reference: can"):
+        call(case, implementation="blockwise")
 
 
 def test_an_unknown_implementation_names_the_known_ones(random_case):
