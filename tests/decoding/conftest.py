@@ -20,6 +20,7 @@ from mmjax.parts.vit import ViTConfig
 
 VOCAB, WIDTH, SLOTS = 6, 16, 2
 LENGTHS = (5, 9, 7)                     # tokens of the three prompts
+SEEDS = {"language": 15, "flamingo": 18, "kosmos1": 15}      # under which greedy text is varied, not one token for ever
 IMAGES = (((1, 3),), ((0, 2), (5, 7)), ())      # where the images of each prompt stand in it
 
 
@@ -27,7 +28,7 @@ class System:
     """A model with random parameters, three prompts, and next-token log-probabilities without a cache."""
 
     def __init__(self, name: str):
-        lm = DecoderConfig(VOCAB, 2, BlockConfig(WIDTH, 2, 24, num_kv_heads=1, norm="rms"), max_positions=32,
+        lm = DecoderConfig(VOCAB, 2, BlockConfig(WIDTH, 2, 24, num_kv_heads=2, norm="rms"), max_positions=32,
                            tie_embeddings=False)
         vit = ViTConfig(image_size=8, patch_size=4, num_layers=1, block=BlockConfig(WIDTH, 2, 24))
         self.name = name
@@ -37,9 +38,14 @@ class System:
                                        GatedXAttnConfig(WIDTH, WIDTH, 2, 8, 24)),
             "kosmos1": Kosmos1Config(vit, AttentivePoolConfig(WIDTH, WIDTH, SLOTS, 2), lm),
         }[name])
-        shapes = jax.eval_shape(self.model.init, jax.random.key(0))
-        rng = np.random.default_rng(0)
-        self.params = jax.tree.map(lambda s: rng.normal(0, 0.5, s.shape).astype(np.float32), shapes)
+        rng = np.random.default_rng(SEEDS[name])
+
+        def shaken(path, x):        # gates and biases too, so that every path carries signal
+            noise = 0.3 * rng.normal(size=x.shape)
+            table = rng.normal(size=x.shape) if "token_embed" in jax.tree_util.keystr(path) else 0
+            return (np.asarray(x) + noise + table).astype(np.float32)
+
+        self.params = jax.tree_util.tree_map_with_path(shaken, jax.jit(self.model.init)(jax.random.key(0)))
         self.prompts = prompts(name, rng)
         self._log_probs = jax.jit(lambda params, batch: jax.nn.log_softmax(self.model.logits(params, batch)))
 

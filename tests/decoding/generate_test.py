@@ -29,12 +29,12 @@ def test_greedy_is_that_of_the_full_forward_pass(system, key):
     tokens, lengths = generate(system.model, system.params, system.prompts, key, max_new_tokens=NEW)
     assert tokens.dtype == lengths.dtype == np.int32
     assert rows_of(tokens, lengths) == want
-    assert len({tuple(row) for row in want}) > 1        # the prompts differ in what follows
+    assert len({tuple(row) for row in want}) == 3       # the prompts differ in what follows
 
 
 def test_a_row_ends_before_its_first_stop_token_and_is_padded(language, key):
     free = greedy(language)
-    stops = (free[0][3], free[1][5])
+    stops = (free[1][2], free[2][3])
     want = greedy(language, stops)
     assert len({len(row) for row in want}) > 1
     tokens, lengths = generate(language.model, language.params, language.prompts, key, max_new_tokens=NEW,

@@ -1,7 +1,9 @@
+import jax
 import numpy as np
 import pytest
 
 from mmjax.decoding import score_candidates
+from mmjax.parallel import make_mesh, param_shardings
 
 CANDIDATES = [[3], [3, 1], [0, 5, 2], [4, 4, 4], [1, 2, 3]]
 
@@ -32,6 +34,23 @@ def test_every_row_may_have_its_own_candidates(language):
     tokens, lengths = padded([candidate for row in own for candidate in row])
     got = score_candidates(language.model, language.params, language.prompts, tokens.reshape(3, 2, -1),
                            lengths.reshape(3, 2))
+    np.testing.assert_allclose(got, want, rtol=0, atol=2e-5)
+
+
+def test_reading_several_candidates_together_gives_the_same(flamingo):
+    args = flamingo.model, flamingo.params, flamingo.prompts, *padded(CANDIDATES)
+    np.testing.assert_allclose(score_candidates(*args, together=2), score_candidates(*args), rtol=0, atol=2e-5)
+
+
+def test_scores_over_a_mesh_are_the_same(flamingo):
+    rows = np.arange(8) % 3
+    prompts = type(flamingo.prompts)(*(np.asarray(x)[rows] for x in flamingo.prompts))
+    want = score_candidates(flamingo.model, flamingo.params, prompts, *padded(CANDIDATES))
+    mesh = make_mesh({"fsdp": 4, "model": 2})
+    shapes = jax.eval_shape(flamingo.model.init, jax.random.key(0))
+    params = jax.device_put(flamingo.params, param_shardings(flamingo.model.axes, shapes, mesh))
+    with jax.set_mesh(mesh):
+        got = score_candidates(flamingo.model, params, prompts, *padded(CANDIDATES))
     np.testing.assert_allclose(got, want, rtol=0, atol=2e-5)
 
 
