@@ -11,6 +11,7 @@ from tqdm import tqdm
 from mmjax.data.documents import SUFFIX, Document, Text, write_documents
 from mmjax.data.first_light import glyphs, pages, pictures, texts
 from mmjax.data.first_light.manifest import Manifest, build_once
+from mmjax.data.first_light.pages import OUTPUT
 from mmjax.data.first_light.words import WORDS, check_labels, draw_labels
 
 NAME, VERSION = "bindings", 1
@@ -31,6 +32,7 @@ class BindingsConfig:
         held_out_ways: classes on every page of the two evaluation files, so chance is 1 / held_out_ways.
         held_out_shots: shots of each class on them.
         held_out_pages: pages in each of the two evaluation files.
+        prompt: text between an image and its label; empty for none.
         labels: vocabulary of labels; those of one page differ in their first letters.
         first_weight: loss weight of a label where its class appears for the first time on the page and nothing
             can tell it.
@@ -48,6 +50,7 @@ class BindingsConfig:
     held_out_ways: int = 4
     held_out_shots: int = 8
     held_out_pages: int = 200
+    prompt: str = OUTPUT
     labels: tuple[str, ...] = WORDS
     first_weight: float = 0.0
     jitter: float = 1.0
@@ -135,7 +138,7 @@ def _page(
     drawn = [classes[i] for i in rng.choice(len(classes), ways, replace=False)]
     labels = draw_labels(config.labels, ways, rng)
     images = [pictures.to_png(config.family.draw(drawn[w], config.image_size, rng)) for w in order]
-    shown = [pages.Example(image, pages.OUTPUT, f" {labels[w]}") for image, w in zip(images, order, strict=True)]
+    shown = [pages.Example(image, config.prompt, f" {labels[w]}") for image, w in zip(images, order, strict=True)]
     return pages.page(shown, f"{key}/{','.join(map(str, drawn))}", weights)
 
 
