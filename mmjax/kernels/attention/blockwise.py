@@ -37,7 +37,8 @@ def blockwise(
     """Computes softmax(scale q k^T + bias) v over the visible keys; arguments and result as in `api.attention`.
 
     Args:
-        block_rows: upper bound of R, queries times the heads that share a key head.
+        block_rows: upper bound of R, queries times the heads that share a key head. On a CPU, 128 took the least
+            processor time of 64 to 512 for causal, packed and per-image masks: the tile stays in the L2 cache.
         block_keys: upper bound of the keys of a block.
     """
     if rotary is not None:
@@ -88,7 +89,7 @@ def _forward(q, k, v, mask, bias, scale, sizes):
                 return new_top, total * decay + weights.sum(1), out * decay[:, None] + new
 
             num_rows = tile.q.shape[0]
-            nothing = jnp.full(num_rows, LOWEST / 2), jnp.zeros(num_rows), jnp.zeros(tile.q.shape)
+            nothing = _full(num_rows, LOWEST / 2), _full(num_rows), _full(tile.q.shape)
             top, total, out = jax.lax.fori_loop(0, tile.count, step, nothing)
             total = jnp.where(total == 0, 1, total)
             return (out / total[:, None]).astype(v.dtype), top + jnp.log(total)
@@ -129,10 +130,10 @@ def _backward(scale, sizes, saved, d_out):
                 d_v = _add(d_v, _dot("hr,rs->hs", d_out_t, weights.astype(v.dtype)), (0, at))
                 return d_q, d_k, d_v, d_bias
 
-            d_q, *state = jax.lax.fori_loop(0, tile.count, step, (jnp.zeros(tile.q.shape), *state))
+            d_q, *state = jax.lax.fori_loop(0, tile.count, step, (_full(tile.q.shape), *state))
             return tuple(state), (d_q * scale).astype(q.dtype)
 
-        zeros = jnp.zeros(keys.shape[::-1])
+        zeros = _full(keys.shape[::-1])
         (d_k, d_v, d_bias), d_q = jax.lax.scan(tile, (zeros, zeros, d_bias), (tiles, *xs[3:]))
         return d_bias, (d_q, (d_k.T * scale).astype(k.dtype), d_v.T.astype(v.dtype))
 
@@ -218,6 +219,10 @@ def _bias_from_tiles(x: jax.Array, shape: tuple[int, ...], num_heads: int, block
 def _even(length: int, bound: int) -> int:
     """Size of the blocks when `length` is cut into as few equal ones as `bound` allows."""
     return -(-length // -(-length // bound))
+
+
+def _full(shape, value: float = 0.0) -> jax.Array:
+    return jnp.full(shape, value, jnp.float32)
 
 
 def _dot(formula: str, a: jax.Array, b: jax.Array) -> jax.Array:
