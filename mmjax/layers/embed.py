@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mmjax.layers.params import param
+from mmjax.parallel import shard
 
 
 class Embed(nn.Module):
@@ -31,7 +32,8 @@ class Embed(nn.Module):
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """int32[...] -> dtype[..., D]; NaN for an id outside the table."""
-        return jnp.take(self.table, ids, axis=0).astype(self.dtype)     # in this order, gradients add up in float32
+        table = shard(self.table, self.names[0], None)      # rows whole: else XLA gathers all ids on every device
+        return jnp.take(table, ids, axis=0).astype(self.dtype)          # in this order, gradients add up in float32
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Logits against every row, from factors in `dtype`: float[..., D] -> float32[..., num_rows]."""

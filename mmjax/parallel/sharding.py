@@ -42,23 +42,35 @@ def partition_spec(axes: LogicalAxes) -> P:
     Raises:
         ValueError: for a name without a rule.
     """
-    for name in axes:
-        if name is not None and name not in RULES:
-            raise ValueError(f"unknown logical axis {name!r}; the names are {', '.join(RULES)}")
-    return P(*(RULES[name] or None if name else None for name in axes))
+    return P(*(_mesh_axes(name) or None for name in axes))
+
+
+def _mesh_axes(name: str | None) -> tuple[str, ...]:
+    if name is not None and name not in RULES:
+        raise ValueError(f"unknown logical axis {name!r}; the names are {', '.join(RULES)}")
+    return RULES[name] if name else ()
+
+
+def _num_parts(name: str | None, sizes: Mapping[str, int]) -> int:
+    """Pieces into which a dimension of that name is cut on a mesh of these sizes."""
+    return math.prod(sizes[axis] for axis in _mesh_axes(name))
 
 
 def shard(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Lays an activation over the current mesh by its logical names; does nothing without a mesh.
+    """Lays an array over the current mesh by its logical names; does nothing without a mesh.
 
     Args:
-        x: any array.
+        x: any array. A dimension that is no multiple of its devices (one row, to generate from) stays whole.
         *axes: one logical name (or None) per dimension of `x`.
+
+    Raises:
+        ValueError: for a name without a rule, if there is a mesh.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    spec = partition_spec(axes)
+    fits = [dim % _num_parts(name, mesh.shape) == 0 for dim, name in zip(x.shape, axes, strict=True)]
+    spec = partition_spec(tuple(name if fit else None for name, fit in zip(axes, fits, strict=True)))
     if AxisType.Explicit in mesh.axis_types:
         return jax.reshard(x, spec)
     return jax.lax.with_sharding_constraint(x, spec)
@@ -86,12 +98,11 @@ def param_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
 
 def _check_divisible(path: str, shape: tuple[int, ...], names: LogicalAxes, sizes: Mapping[str, int]):
     for dim, name in zip(shape, names, strict=True):
-        mesh_axes = RULES[name] if name else ()
-        parts = math.prod(sizes[axis] for axis in mesh_axes)
+        parts = _num_parts(name, sizes)
         if dim % parts:
             raise ValueError(
                 f"parameter {path} {shape}: dimension {name!r} = {dim} must be a multiple of the {parts} devices on "
-                f"mesh axis {' x '.join(mesh_axes)}; use a divisor of {dim} there")
+                f"mesh axis {' x '.join(_mesh_axes(name))}; use a divisor of {dim} there")
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -11,6 +11,7 @@ from mmjax.batch import Batch
 from mmjax.kernels.attention import Rotary
 from mmjax.kernels.attention import mask as masks
 from mmjax.layers import Block, BlockConfig, Embed, Hook, KVCache, Linear, Norm, dropout, init_stack, run_stack
+from mmjax.parallel import shard
 
 POSITIONS = ("learned", "rotary", "xpos")
 
@@ -138,7 +139,8 @@ class Decoder(nn.Module):
 
     def _logits(self, x: jax.Array) -> jax.Array:
         x = self.final_norm(x)
-        return self.token_embed.attend(x) if self.config.tie_embeddings else self.head(x)
+        logits = self.token_embed.attend(x) if self.config.tie_embeddings else self.head(x)
+        return shard(logits, "batch", "seq", "act_vocab")
 
 
 def empty_cache(config: DecoderConfig, batch_size: int, max_len: int) -> KVCache:

@@ -54,6 +54,11 @@ def test_shard_lays_out_activations_and_does_nothing_without_a_mesh(explicit):
         assert shard(x, "batch", "seq", "act_mlp") is x
 
 
+def test_shard_leaves_whole_what_does_not_divide():
+    with jax.set_mesh(make_mesh({"fsdp": 4, "model": 2})):
+        assert piece(jax.jit(lambda x: shard(x + 1, "batch", "seq", "act_heads"))(jnp.zeros((1, 4, 6)))) == (1, 4, 3)
+
+
 def test_shard_names_an_unknown_axis():
     with jax.set_mesh(make_mesh({"fsdp": 8})), pytest.raises(ValueError, match="unknown logical axis 'btach'"):
         shard(jnp.zeros(8), "btach")
