@@ -4,18 +4,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmjax.data.packing import Features
 from mmjax.decoding import beam_search
 from mmjax.evals.config import EvalConfig
-from mmjax.evals.prompts import Writer, batches
+from mmjax.evals.prompts import Prompt, Writer
 from mmjax.models.interface import Model, Params
 
 
-def generate_answers(model: Model, params: Params, writer: Writer, prompts: Sequence[Features], config: EvalConfig
+def generate_answers(model: Model, params: Params, writer: Writer, prompts: Sequence[Prompt], config: EvalConfig
                      ) -> list[str]:
     """What the model says after every prompt, up to the first token that ends an answer, stripped of white space."""
     said = []
-    for where, batch in batches(prompts, config.batch_size):
+    for where, batch in writer.batches(prompts, config.batch_size):
         beams = beam_search(model, params, batch, max_new_tokens=config.max_new_tokens, num_beams=config.num_beams,
                             stop_ids=writer.end_ids, length_penalty=config.length_penalty)
         best = np.asarray(beams.tokens[:, 0]), np.asarray(beams.lengths[:, 0])

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmjax.data.packing import Features
 from mmjax.decoding import score_candidates
 from mmjax.evals.config import EvalConfig
-from mmjax.evals.prompts import Writer, batches
+from mmjax.evals.prompts import Prompt, Writer
 from mmjax.models.interface import Model, Params
 
 
-def score_labels(model: Model, params: Params, writer: Writer, prompts: Sequence[Features],
+def score_labels(model: Model, params: Params, writer: Writer, prompts: Sequence[Prompt],
                  labels: Sequence[Sequence[str]], config: EvalConfig) -> np.ndarray:
     """Log-likelihood of every label after every prompt.
 
@@ -28,7 +27,7 @@ def score_labels(model: Model, params: Params, writer: Writer, prompts: Sequence
     known = {own: writer.candidates(own) for own in set(map(tuple, labels))}
     count, longest = max(map(len, known.values())), max(len(ids) for own in known.values() for ids in own)
     scores = []
-    for where, batch in batches(prompts, config.batch_size):
+    for where, batch in writer.batches(prompts, config.batch_size):
         rows = np.minimum(np.arange(where.start, where.start + config.batch_size), len(prompts) - 1)
         tokens, lengths = _pad([known[tuple(labels[i])] for i in rows], count, longest)
         got = score_candidates(model, params, batch, tokens, np.maximum(lengths, 1), config.labels_together)

@@ -37,15 +37,19 @@ class Example:
 
 
 class Task(NamedTuple):
-    """Queries and what their shots are taken from: one list for all, or a list for each (`own`, from pages)."""
+    """What is asked, and what the shots are taken from.
+
+    Attributes:
+        queries: the N examples to answer.
+        support: examples that may be shots of any query; empty for pages.
+        own: for pages, the examples that each query brings, in order; else empty.
+        labels: the answers each query may choose from.
+    """
 
     queries: list[Example]
     support: list[Example]
     own: list[list[Example]]
-
-    def labels(self, config: EvalConfig, i: int) -> tuple[str, ...]:
-        """The answers query i chooses from."""
-        return config.labels or tuple(sorted({e.answer for e in (self.own[i] if self.own else self.support)}))
+    labels: list[tuple[str, ...]]
 
 
 def read_examples(document: Document, prompt: str = "") -> list[Example]:
@@ -83,17 +87,19 @@ def read_task(config: EvalConfig) -> Task:
     count = min(config.num_queries or len(source), len(source))
     drawn = [read_examples(source[i], config.prompt) for i in np.sort(rng.choice(len(source), count, replace=False))]
     if config.selection == "page":
-        task = Task([page[-1] for page in drawn], [], [page[:-1] for page in drawn])
-        available = min(len(page) for page in task.own)
+        queries, support, own = [page[-1] for page in drawn], [], [page[:-1] for page in drawn]
+        available = min(map(len, own))
     else:
+        queries, own = [e for examples in drawn for e in examples], []
         support = [e for d in DocumentSource(path / f"support{SUFFIX}") for e in read_examples(d, config.prompt)]
-        task = Task([e for examples in drawn for e in examples], support, [])
         available = len(support)
+    answers = [tuple(sorted({e.answer for e in pool})) for pool in own or [support]]
+    labels = [config.labels] * len(queries) if config.labels else answers if own else answers * len(queries)
     needed = max(ZERO_SHOT_TEXTS, *config.shots)
     if available < needed:
         raise ValueError(f"eval {config.name}: shots={config.shots} need {needed} examples; {path} has {available} to "
-                         f"choose from{' on its shortest page' if task.own else ''}")
-    return task
+                         f"choose from{' on its shortest page' if own else ''}")
+    return Task(queries, support, own, labels)
 
 
 def choose_shots(task: Task, config: EvalConfig, k: int, nearest: np.ndarray | None = None) -> list[list[Example]]:

@@ -4,11 +4,14 @@ Source: Yang et al., arXiv:2109.05014; Flamingo (arXiv:2204.14198), section 3 an
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax.evals.fewshot import Example
+from mmjax.evals.prompts import Writer
 from mmjax.models.interface import Model, Params
 
 
@@ -34,10 +37,11 @@ def _features(model: Model, params: Params, images: jax.Array) -> jax.Array:
     return model.image_features(params, images)
 
 
-def image_features(model: Model, params: Params, images: np.ndarray, batch_size: int) -> np.ndarray:
-    """float32[N, C] features of uint8[N, H, W, 3] images, in batches of one size."""
+def image_features(model: Model, params: Params, writer: Writer, examples: Sequence[Example], batch_size: int
+                   ) -> np.ndarray:
+    """float32[N, C] features of the examples' images (of a video the first frame), in batches of one size."""
     out = []
-    for start in range(0, len(images), batch_size):
-        index = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
-        out.append(np.asarray(_features(model, params, images[index])))
-    return np.concatenate(out)[:len(images)]
+    for start in range(0, len(examples), batch_size):
+        index = np.minimum(np.arange(start, start + batch_size), len(examples) - 1)
+        out.append(np.asarray(_features(model, params, writer.pixels([examples[i] for i in index])[:, 0])))
+    return np.concatenate(out)[:len(examples)]

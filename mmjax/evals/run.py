@@ -7,16 +7,16 @@ import numpy as np
 from tqdm import tqdm
 
 from mmjax.data.images import ImageSpec
-from mmjax.data.packing import Features
 from mmjax.data.templates import Template
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.evals import metrics, rices
 from mmjax.evals.captions import generate_answers
+from mmjax.evals.check import check_evals
 from mmjax.evals.cider import cider_d
 from mmjax.evals.classification import score_labels
 from mmjax.evals.config import EvalConfig
 from mmjax.evals.fewshot import ZERO_SHOT_TEXTS, Example, Task, choose_shots, other_examples, read_task, shot_orders
-from mmjax.evals.prompts import Writer, swap_last_image
+from mmjax.evals.prompts import Prompt, Writer
 from mmjax.evals.report import SWAPPED, Sample
 from mmjax.models.interface import Model, Params
 
@@ -59,10 +59,8 @@ def run_evals(configs: Sequence[EvalConfig], model: Model, params: Params, token
         FileNotFoundError: if the data of a task is not there.
         ValueError: if it does not fit its config, or its prompts do not fit the model.
     """
-    names = [c.name for c in configs]
-    if len(set(names)) < len(names):
-        raise ValueError(f"evals {names} must have different names")
     writer, results = Writer(tokenizer, template, image, frames), Results({}, {})
+    check_evals(configs, model, writer)
     with tqdm(total=sum(len(c.shots) * (1 + c.swapped) for c in configs), desc="evaluate", unit="pass",
               disable=not progress) as bar:
         for config in configs:
@@ -76,8 +74,7 @@ def _run_task(config: EvalConfig, model: Model, params: Params, writer: Writer, 
         _captioner(task, config, model, params, writer))
     nearest = _nearest(task, config, model, params, writer) if config.selection == "rices" else None
     if config.kind == "classification":
-        results.metrics[f"{config.name}/chance"] = float(np.mean(
-            [1 / len(task.labels(config, i)) for i in range(len(task.queries))]))
+        results.metrics[f"{config.name}/chance"] = float(np.mean([1 / len(labels) for labels in task.labels]))
     for k in config.shots:
         bar.set_postfix_str(f"{config.name}, {k} shots")
         shots = choose_shots(task, config, k or ZERO_SHOT_TEXTS, nearest if k else None)
@@ -86,46 +83,41 @@ def _run_task(config: EvalConfig, model: Model, params: Params, writer: Writer, 
         true = answer(orders)
         bar.update()
         results.metrics.update({f"{config.name}/{name}/{k}": v for name, v in true.metrics.items()})
-        results.samples[f"{config.name}/{k}"] = _samples(config, task.queries, shots, orders[0], true)
+        results.samples[f"{config.name}/{k}"] = _samples(config, task.queries, shots, orders[0], writer, true)
         if config.swapped:
-            others = writer.pixels(other_examples(task, config, k))
-            control = answer([[swap_last_image(p, x) for p, x in zip(prompts, others, strict=True)]
+            others = other_examples(task, config, k)
+            control = answer([[prompt.with_last_image(other) for prompt, other in zip(prompts, others, strict=True)]
                               for prompts in orders])
             bar.update()
             results.metrics.update({f"{config.name}/{name}{SWAPPED}/{k}": v for name, v in control.metrics.items()})
 
 
 def _nearest(task: Task, config: EvalConfig, model: Model, params: Params, writer: Writer) -> np.ndarray:
-    """int[N, k] the k support examples most like each query, for the largest k; of a video its first frame counts."""
-    queries, support = (rices.image_features(model, params, writer.pixels(examples)[:, 0], config.batch_size)
+    """int[N, k] the k support examples most like each query, for the largest k."""
+    queries, support = (rices.image_features(model, params, writer, examples, config.batch_size)
                         for examples in (task.queries, task.support))
     return np.asarray(rices.nearest(queries, support, max(config.shots)))
 
 
 def _classifier(task: Task, config: EvalConfig, model: Model, params: Params, writer: Writer
-                ) -> Callable[[list[list[Features]]], _Answers]:
-    labels = [task.labels(config, i) for i in range(len(task.queries))]
-    for own, query in zip(labels, task.queries, strict=True):
-        if query.answer not in own:
-            raise ValueError(f"eval {config.name}: the answer {query.answer!r} of {query.key!r} is not among the "
-                             f"labels {own}; a label begins with the same space as in the data")
-    truth = np.array([own.index(query.answer) for own, query in zip(labels, task.queries, strict=True)])
+                ) -> Callable[[list[list[Prompt]]], _Answers]:
+    truth = np.array([own.index(query.answer) for own, query in zip(task.labels, task.queries, strict=True)])
 
-    def answer(orders: list[list[Features]]) -> _Answers:
-        scores = np.mean([score_labels(model, params, writer, prompts, labels, config)
+    def answer(orders: list[list[Prompt]]) -> _Answers:
+        scores = np.mean([score_labels(model, params, writer, prompts, task.labels, config)
                           for prompts in orders], axis=0)
         best = scores.argmax(axis=1)
-        said = [own[j].strip() for own, j in zip(labels, best, strict=True)]
+        said = [own[j].strip() for own, j in zip(task.labels, best, strict=True)]
         return _Answers({"accuracy": metrics.accuracy(scores, truth)}, said, best == truth)
 
     return answer
 
 
 def _captioner(task: Task, config: EvalConfig, model: Model, params: Params, writer: Writer
-               ) -> Callable[[list[list[Features]]], _Answers]:
+               ) -> Callable[[list[list[Prompt]]], _Answers]:
     references = [query.answers for query in task.queries]
 
-    def answer(orders: list[list[Features]]) -> _Answers:
+    def answer(orders: list[list[Prompt]]) -> _Answers:
         said = generate_answers(model, params, writer, orders[0], config)
         correct = metrics.exact_match(said, references)
         return _Answers({"exact_match": float(correct.mean()), "cider": float(cider_d(said, references).mean())}, said,
@@ -135,12 +127,11 @@ def _captioner(task: Task, config: EvalConfig, model: Model, params: Params, wri
 
 
 def _samples(config: EvalConfig, queries: Sequence[Example], shots: Sequence[Sequence[Example]],
-             prompts: Sequence[Features], answers: _Answers) -> list[Sample]:
+             prompts: Sequence[Prompt], writer: Writer, answers: _Answers) -> list[Sample]:
     """Some of the queries at equal distances, with the pixels the model saw."""
-    count = min(config.num_samples, len(queries))
     made = []
-    for i in np.linspace(0, len(queries) - 1, count).astype(int):
-        images = [visual[len(visual) // 2] for visual in prompts[i]["images"]]
+    for i in np.linspace(0, len(queries) - 1, min(config.num_samples, len(queries))).astype(int):
+        images = [frames[len(frames) // 2] for frames in writer.pixels(prompts[i].shown)]
         lines = [*(e.prompt + e.answer for e in shots[i]), queries[i].prompt]
         made.append(Sample(images, "\n".join(lines), queries[i].answer.strip(), answers.said[i],
                            bool(answers.correct[i])))

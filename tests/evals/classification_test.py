@@ -35,7 +35,7 @@ def test_scores_are_those_of_whole_pages_under_teacher_forcing(system, writer):
              for (shot, query), own in zip(shown, labels, strict=True) for label in own]
     batch = single_document_rows(pages, 80, 2)
     logp = np.asarray(jax.jit(lambda *a: jax.nn.log_softmax(model.logits(*a)))(params, batch))
-    starts = [len(prompt["tokens"]) - 1 for prompt, own in zip(prompts, labels, strict=True) for _ in own]
+    starts = [len(prompt.encoded.tokens) - 1 for prompt, own in zip(prompts, labels, strict=True) for _ in own]
     want = [logp[row, np.arange(start, len(page["tokens"]) - 1), page["tokens"][start + 1:]].sum()
             for row, (start, page) in enumerate(zip(starts, pages, strict=True))]
     got = score_labels(model, params, writer, prompts, labels, CONFIG)

@@ -32,6 +32,9 @@ class Namer(NamedTuple):
     vocab_size: int
     blind: bool = False
 
+    def init(self, key):
+        return {}
+
     def prefill(self, params, batch, max_len):
         used = (batch.image_segment_ids > 0).sum(axis=1)
         pixels = jnp.take_along_axis(batch.images[:, :, 0, 0, 0, 0], used[:, None] - 1, axis=1)[:, 0]

@@ -36,7 +36,7 @@ def test_another_form_is_refused(bad):
 def test_read_task_draws_queries_and_labels(folder):
     task, config = task_of(folder, num_queries=7)
     assert len(task.queries) == 7 and len(task.support) == 24
-    assert task.labels(config, 0) == LABELS
+    assert task.labels == [LABELS] * 7
     assert [e.key for e in task_of(folder, num_queries=7)[0].queries] == [e.key for e in task.queries]
     assert [e.key for e in task_of(folder, num_queries=7, seed=1)[0].queries] != [e.key for e in task.queries]
     assert len(task_of(folder)[0].queries) == 20
@@ -87,8 +87,8 @@ def test_rices_shots_are_the_end_of_the_list_of_the_nearest(folder):
 
 def test_a_page_brings_its_own_shots_and_labels(folder):
     task, config = task_of(folder / "pages.array_record", selection="page")
-    assert task.labels(config, 0) == (" blue", " red")
-    assert task.labels(config, 1) == (" redder", " two red stars")
+    assert task.labels[0] == (" blue", " red")
+    assert task.labels[1] == (" redder", " two red stars")
     assert [[e.answer for e in row] for row in choose_shots(task, config, 3)][0] == [" blue", " red", " blue"]
 
 

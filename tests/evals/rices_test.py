@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
+from colours import png
 
+from mmjax.data.documents import Image
 from mmjax.evals import rices
+from mmjax.evals.fewshot import Example
 
 
 @pytest.mark.quick
@@ -14,7 +17,8 @@ def test_nearest_is_a_numpy_loop():
         assert got.tolist() == np.argsort(cosine)[-4:].tolist()     # the closest is last
 
 
-def test_features_do_not_depend_on_batches(namer):
-    images = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), np.uint8)
-    whole = np.asarray(namer.image_features(None, images))
-    np.testing.assert_allclose(rices.image_features(namer, None, images, batch_size=3), whole, rtol=0, atol=1e-6)
+def test_features_do_not_depend_on_batches(namer, writer):
+    examples = [Example(Image(png(30 * i)), "", ("",)) for i in range(7)]
+    whole = np.asarray(namer.image_features(None, writer.pixels(examples)[:, 0]))
+    got = rices.image_features(namer, None, writer, examples, batch_size=3)
+    np.testing.assert_allclose(got, whole, rtol=0, atol=1e-6)

@@ -60,21 +60,6 @@ def test_samples_show_what_the_model_saw_and_said(folder, namer, writer):
     assert len(got["colours/0"][0].images) == 1
 
 
-def test_an_answer_that_is_no_label_is_refused(folder, namer, writer):
-    with pytest.raises(ValueError, match="the answer ' redder' of 'query/.*' is not among the labels"):
-        run(folder, namer, writer, dict(labels=(" red", " blue", " two red stars")))
-
-
-def test_names_must_differ(folder, namer, writer):
-    with pytest.raises(ValueError, match="different names"):
-        run(folder, namer, writer, {}, {})
-
-
-def test_a_missing_folder_is_named(tmp_path, namer, writer):
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        run(tmp_path / "nowhere", namer, writer, {})
-
-
 def test_an_answer_ends_so_that_red_does_not_beat_redder(folder, namer, writer):
     """Without the token that ends an answer, "red" could never be less likely than "redder"."""
     no_end = dataclasses.replace(writer, template=dataclasses.replace(writer.template, eoc=""))
