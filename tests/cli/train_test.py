@@ -42,9 +42,9 @@ def test_both_stages_leave_their_results(finished):
     assert jax.tree.all(jax.tree.map(lambda a, b: (a.astype(b.dtype) == b).all(), language["lm"], flamingo["lm"]))
 
 
-def test_the_same_command_again_changes_no_result_and_shows_it(finished, config_file, capfd):
+def test_again_by_the_config_of_the_run_it_changes_no_result_and_shows_it(finished, capfd):
     before = content(finished)
-    assert main(["train", f"--config={config_file}", f"--workdir={finished}"]) == 0
+    assert main(["train", f"--workdir={finished}"]) == 0
     assert content(finished) == before
     lines = capfd.readouterr().out.splitlines()
     assert lines[0].split() == ["held-out", "task", "2", "shots", "chance"]
