@@ -90,7 +90,7 @@ def _forward(q, k, v, mask, bias, scale, sizes):
 
             num_rows = tile.q.shape[0]
             nothing = _full(num_rows, LOWEST / 2), _full(num_rows), _full(tile.q.shape)
-            top, total, out = jax.lax.fori_loop(0, tile.count, step, nothing)
+            top, total, out = jax.lax.fori_loop(jnp.int32(0), tile.count, step, nothing)
             total = jnp.where(total == 0, 1, total)
             return (out / total[:, None]).astype(v.dtype), top + jnp.log(total)
 
@@ -114,6 +114,7 @@ def _backward(scale, sizes, saved, d_out):
 
         def tile(state, xs):
             tile, d_out, delta, lse = xs
+            zero = jnp.int32(0)
             q_t, d_out_t = tile.q.T, d_out.T  # turned once: the products below then have no large transpose
 
             def step(j, state):
@@ -123,14 +124,14 @@ def _backward(scale, sizes, saved, d_out):
                 d_weights = _dot("rh,sh->rs", d_out, _rows(values, at, sizes[1]))
                 d_logits = weights * (d_weights - delta)
                 if d_bias is not None:
-                    d_bias = _add(d_bias, d_logits[None], (tile.bias_row % len(bias_tiles), 0, at))
+                    d_bias = _add(d_bias, d_logits[None], (tile.bias_row % len(bias_tiles), zero, at))
                 d_logits = d_logits.astype(q.dtype)
                 d_q += _dot("rs,sh->rh", d_logits, _rows(keys, at, sizes[1]))
-                d_k = _add(d_k, _dot("hr,rs->hs", q_t, d_logits), (0, at))
-                d_v = _add(d_v, _dot("hr,rs->hs", d_out_t, weights.astype(v.dtype)), (0, at))
+                d_k = _add(d_k, _dot("hr,rs->hs", q_t, d_logits), (zero, at))
+                d_v = _add(d_v, _dot("hr,rs->hs", d_out_t, weights.astype(v.dtype)), (zero, at))
                 return d_q, d_k, d_v, d_bias
 
-            d_q, *state = jax.lax.fori_loop(0, tile.count, step, (_full(tile.q.shape), *state))
+            d_q, *state = jax.lax.fori_loop(jnp.int32(0), tile.count, step, (_full(tile.q.shape), *state))
             return tuple(state), (d_q * scale).astype(q.dtype)
 
         zeros = _full(keys.shape[::-1])
@@ -153,9 +154,8 @@ def _logits(tile: _Tile, keys, bias_tiles, j, scale, size) -> tuple[jax.Array, j
     at = jnp.minimum(wanted, keys.shape[0] - size)  # the last block moves back into the array
     logits = _dot("rh,sh->rs", tile.q, _rows(keys, at, size)) * scale
     if bias_tiles is not None:
-        logits += jax.lax.dynamic_slice(
-            bias_tiles, (tile.bias_row % len(bias_tiles), 0, at), (1, tile.q.shape[0], size)
-        )[0]
+        corner = tile.bias_row % len(bias_tiles), jnp.int32(0), at
+        logits += jax.lax.dynamic_slice(bias_tiles, corner, (1, tile.q.shape[0], size))[0]
     index = at + jnp.arange(size, dtype=jnp.int32)
     visible = (jnp.maximum(tile.start, wanted)[:, None] <= index) & (index < tile.stop[:, None])
     return jnp.where(visible, logits, LOWEST), at

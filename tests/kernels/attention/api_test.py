@@ -1,5 +1,4 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -72,7 +71,7 @@ def test_an_unknown_implementation_names_the_known_ones(random_case):
     (dict(q=np.zeros((6, 4, 8), np.float32)), r"q \[6, 4, 8\]"),
     (dict(q=np.zeros((2, 6, 4, 8), np.int32)), "q int32.*must be floating point"),
     (dict(mask=masks.causal(np.ones((2, 9), np.int32))), r"mask.start int32\[2, 9\] must be integers.*\[2, 6\]"),
-    (dict(mask=IntervalMask(jnp.zeros((2, 6)), jnp.zeros((2, 6)))), "mask.start float32"),
+    (dict(mask=IntervalMask(*np.zeros((2, 2, 6), np.float32))), "mask.start float32"),
     (dict(rotary=Rotary(*[np.zeros((2, 9), np.int32)] * 2)), r"rotary positions \[2, 9\].*\[2, 6\]"),
     (dict(bias=np.zeros((2, 1, 6, 9), np.float32)), r"bias float32\[2, 1, 6, 9\] must be.*\[2, 4, 6, 9\]"),
     (dict(bias=np.zeros((2, 4, 6, 9), bool)), r"bias bool"),

@@ -125,6 +125,14 @@ def test_nothing_has_both_lengths(random_case):
     assert max(intermediate_sizes(reference, *args)) >= t * s
 
 
+def test_runs_with_64_bit_types_enabled(random_case):
+    case = random_case(*SHAPES[3])
+    with jax.enable_x64(True):
+        got = apply(small_blocks, case)
+    chex.assert_type(jax.tree.leaves(got), jnp.float32)
+    assert_close(got, apply(reference, case), 2e-6)
+
+
 def test_runs_under_vmap_and_inside_a_rematerialised_scan(random_case):
     case = random_case((3, 13, 13, 2, 2, 4))
     mask = IntervalMask(case.start, case.stop)
