@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmjax.cli import arguments, report, trained
+from mmjax.evals import check_evals
 from mmjax.training.structure import ConfigError
 
 
@@ -16,6 +17,7 @@ def run(argv: Sequence[str]) -> int:
     it = trained.load(args)
     if not it.config.evals:
         raise ConfigError(f"the config of {it.workdir} has no evals; give --config with some")
+    check_evals(it.config.evals, it.model, it.writer)
     results = report.evaluate(it.config, it.model, it.params, it.writer, progress=sys.stderr.isatty())
     out = args.out or it.workdir / f"eval-{it.step}"
     report.write(results, it.config.evals, out, workdir=str(it.workdir), step=it.step)

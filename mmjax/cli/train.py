@@ -16,7 +16,8 @@ from mmjax.cli.trained import make_writer
 from mmjax.data.documents import DocumentSource
 from mmjax.data.loader import Loader
 from mmjax.data.prepare import prepare
-from mmjax.evals.fewshot import read_task
+from mmjax.evals import check_evals
+from mmjax.evals.prompts import Writer
 from mmjax.models.interface import Model, Params
 from mmjax.parallel import make_mesh
 from mmjax.training import loop
@@ -32,6 +33,7 @@ class Job(NamedTuple):
     workdir: Path
     model: Model
     mesh: Mesh
+    writer: Writer
 
 
 def run(argv: Sequence[str]) -> int:
@@ -45,7 +47,7 @@ def run(argv: Sequence[str]) -> int:
     stages.check_same_run(resolved, args.workdir)
     for job in jobs:
         prepare(job.config.data, progress=sys.stderr.isatty())
-        check_sources(job.config)
+        check_data(job)
     stages.write(resolved, args.workdir)
     for job in jobs:
         result = train(job)
@@ -61,7 +63,8 @@ def make_job(name: str, config: StageConfig, workdir: Path) -> Job:
         ValueError: if its data, model, rules and mesh do not fit each other or this machine.
     """
     check_fit(name, config)
-    job = Job(config, workdir / name, models.build(config.system, config.model), make_mesh(config.mesh))
+    job = Job(config, workdir / name, models.build(config.system, config.model), make_mesh(config.mesh),
+              make_writer(config))
     check_rows(name, config, job.mesh)
     make_plan(job.model, config, job.mesh)
     for source in config.init_from.values():
@@ -70,23 +73,26 @@ def make_job(name: str, config: StageConfig, workdir: Path) -> Job:
     return job
 
 
-def check_sources(config: StageConfig) -> None:
-    """Opens all data once; FileNotFoundError, DocumentError or ValueError names what is missing or damaged."""
-    for data_set in config.data.sets.values():
+def check_data(job: Job) -> None:
+    """Opens all data and checks the evaluations.
+
+    Raises:
+        FileNotFoundError, DocumentError: if data is missing or damaged.
+        ValueError: if an evaluation does not fit its data or the model.
+    """
+    for data_set in job.config.data.sets.values():
         for source in data_set.sources:
             DocumentSource(source.path)
-    for task in config.evals:
-        read_task(task)
+    check_evals(job.config.evals, job.model, job.writer)
 
 
 def train(job: Job) -> loop.Result:
     """Runs one stage to its end and writes what its evaluations show."""
     config = job.config
     weights = {name: data_set.loss_weight for name, data_set in config.data.sets.items()}
-    writer = make_writer(config)
 
     def evaluate(params: Params, step: int) -> dict[str, float]:
-        results = report.evaluate(config, job.model, params, writer, progress=sys.stderr.isatty())
+        results = report.evaluate(config, job.model, params, job.writer, progress=sys.stderr.isatty())
         if jax.process_index() == 0:
             report.write(results, config.evals, job.workdir, step=step)
         return results.metrics

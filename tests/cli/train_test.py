@@ -69,6 +69,7 @@ def test_a_longer_run_continues(finished, train, tmp_path):
     ("data.prepare.first_light.options.pages=3", FAILED, "first_light holds another data set .pages=16, wanted 3.;"),
     ("init_from.lm=/not/there", USAGE, "flamingo: init_from names /not/there, which holds no checkpoint"),
     ("evals=({'name':'x','kind':'captioning','data':'/not/there'},)", FAILED, "/not/there/query.* does not exist"),
+    ("evals[0].shots=(64,)", FAILED, "digits at 64 shots has prompts of up to .*256"),
     ("evals=({'name':'x','kind':'clasification','data':'y'},)", USAGE, "did you mean 'classification'"),
     ("data.sets.pages.batch_size=12", USAGE, "flamingo.data.sets.pages.batch_size=12 must .* try 8 or 16"),
     ("data.sets.pages.sources=({'path':'/not/there'},)", FAILED, "data path /not/there does not exist"),
