@@ -37,20 +37,20 @@ def language_stage() -> dict:
 
 def flamingo_stage() -> dict:
     """Resampler, gated cross-attention and the small vision tower learn; the language model stays as it is."""
-    images = dict(images_per_row=16, template="flamingo")
+    images = dict(images_per_row=14, template="flamingo")
     return dict(
         system="flamingo",
         model=flamingo_model(),
         data=data(
-            pages=data_set(dict(digits_pages=2, scenes_pages=1, photos_pages=0.5), batch_size=4, loss_weight=1.0,
+            pages=data_set(dict(digits_pages=4, scenes_pages=1, photos_pages=0.5), batch_size=10, loss_weight=1.0,
                            **images),
-            pairs=data_set(dict(digits_pairs=2, scenes_pairs=1, photos_pairs=0.5), batch_size=4, loss_weight=0.2,
+            pairs=data_set(dict(digits_pairs=4, scenes_pairs=1, photos_pairs=0.5), batch_size=4, loss_weight=0.2,
                            **images, template_options=dict(eos="</s>")),
         ),
         init_from=dict(lm="language"),
         rules=(("lm/.*", "frozen"), ("resampler/.*", "no_decay"), (".*", "main")),
         groups=dict(main=dict(), no_decay=dict(weight_decay=0.0)),
-        optimizer=dict(lr=2e-3, schedule="constant", warmup_steps=50, b2=0.98, weight_decay=0.1),
+        optimizer=dict(lr=1e-3, schedule="constant", warmup_steps=50, b2=0.98, weight_decay=0.1),
         frozen_dtype="float32",
         total_steps=600,
         log_every=20,
@@ -60,8 +60,9 @@ def flamingo_stage() -> dict:
 
 
 def language_model() -> dict:
-    block = dict(embed_dim=128, num_heads=4, mlp_dim=384, norm="rms", use_bias=False, activation="swiglu")
-    return dict(vocab_size=262, num_layers=4, block=block, positions="rotary", max_positions=SEQ_LEN, remat="none")
+    block = dict(embed_dim=96, num_heads=4, mlp_dim=256, norm="rms", use_bias=False, activation="swiglu")
+    return dict(vocab_size=262, num_layers=3, block=block, positions="rotary", max_positions=SEQ_LEN,
+                scale_embedding=True, remat="none")
 
 
 def flamingo_model() -> dict:
@@ -71,7 +72,7 @@ def flamingo_model() -> dict:
         resampler=dict(input_dim=64, embed_dim=64, num_latents=8, num_layers=2, num_heads=4, head_dim=16, mlp_dim=256,
                        num_frames=1),
         lm=language_model(),
-        xattn=dict(embed_dim=128, visual_dim=64, num_heads=4, head_dim=32, mlp_dim=512),
+        xattn=dict(embed_dim=96, visual_dim=64, num_heads=4, head_dim=24, mlp_dim=384),
         xattn_every=1,
     )
 
