@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -82,7 +83,7 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     }
     warmup = optax.linear_schedule(0.0, config.lr, config.warmup_steps)
     joined = optax.join_schedules([warmup, tails[config.schedule]()], [config.warmup_steps])
-    return lambda count: joined(count + 1)
+    return lambda count: jnp.maximum(joined(count + 1), 0.0)      # rounding may end a fall to 0 at -1e-11
 
 
 def make_optimizer(config: OptimizerConfig, groups: Mapping[str, GroupConfig], labels: Mapping[str, str],
