@@ -1,5 +1,7 @@
 """Packaging of mmjax: lower bounds only; the versions that were tested stand in tests/constraints.txt."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 CORE = [
@@ -38,7 +40,7 @@ setup(
     name="mmjax",
     version="0.1.0",
     description="Multimodal language models in JAX: KOSMOS-1, Flamingo, CLIP, BLIP-2, MiniGPT-4, MM1, Emu2",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
