@@ -34,6 +34,8 @@ LLAMA = DecoderConfig(VOCAB, 4, BlockConfig(32, 4, 64, num_kv_heads=2, norm="rms
                       max_positions=64)
 MAGNETO = DecoderConfig(VOCAB, 2, BlockConfig(32, 4, 64, sub_norm=True, init_gain=1.1774), positions="xpos",
                         rotary_layout="interleaved", scale_embedding=True, max_positions=64)
+GPT = DecoderConfig(VOCAB, 2, BlockConfig(32, 4, 64, activation="gelu_tanh"), positions="learned", max_positions=64,
+                    tie_embeddings=False)
 RESAMPLER = PerceiverConfig(16, 24, NUM_LATENTS, num_layers=2, num_heads=2, head_dim=8, mlp_dim=56, num_frames=2)
 CONNECTOR = AttentivePoolConfig(16, 32, NUM_LATENTS, num_heads=4)
 XATTN = GatedXAttnConfig(32, 24, num_heads=2, head_dim=16, mlp_dim=48)

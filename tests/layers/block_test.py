@@ -54,7 +54,6 @@ def test_magneto_gain_is_on_values_output_and_feed_forward():
         assert spread == pytest.approx(gain * math.sqrt(2 / (d + f)), rel=0.02), name
 
 
-@pytest.mark.quick
 def test_dropout_acts_on_both_branches_and_only_with_a_key():
     x, mask = np.random.default_rng(0).normal(size=(1, 5, 8)).astype(np.float32), masks.causal(SEGMENTS)
     config = BlockConfig(8, 2, 12)

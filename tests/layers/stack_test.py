@@ -32,7 +32,6 @@ def test_stack_equals_a_loop_of_blocks(stack):
     np.testing.assert_allclose(got, x, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.quick
 def test_every_layer_drops_its_own_units(stack):
     """Equal layers under one key: if they dropped the same units, the second change would repeat the first."""
     block, params = stack

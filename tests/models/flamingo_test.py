@@ -31,8 +31,7 @@ def with_other_image(batch, row: int, image: int):
     return batch._replace(images=images)
 
 
-@pytest.mark.quick
-@pytest.mark.parametrize("jit", [True, False], ids=["jit", "eager"])
+@pytest.mark.parametrize("jit", [pytest.param(True, marks=pytest.mark.quick), False], ids=["jit", "eager"])
 def test_step_0_is_the_language_model_bit_for_bit(flamingo, jit):
     gates = {name: jnp.zeros(2) for name in ("attention_gate", "mlp_gate")}       # as they start
     params = flamingo.params | {"xattn": flamingo.params["xattn"] | gates}

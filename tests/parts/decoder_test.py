@@ -94,12 +94,21 @@ def test_only_learned_positions_are_absolute(config, run):
     assert moved > 0.1 if config.positions == "learned" else moved < 2e-5
 
 
-@pytest.mark.quick
 def test_scaled_embeddings_start_at_unit_variance():
     for config, std in ((MAGNETO, 64**-0.5), (GPT, 0.02)):
         config = dataclasses.replace(config, vocab_size=500, num_layers=1, block=BlockConfig(64, 2, 8))
         params = jax.jit(lambda key, c=config: unbox(init_params(Decoder(c), key, text_example())))(jax.random.key(0))
         assert float(params["token_embed"]["table"].std()) == pytest.approx(std, rel=0.02)
+
+
+def test_embeddings_drop_out_only_with_a_key(run):
+    params, forward = run(GPT)
+    config = dataclasses.replace(GPT, embed_dropout=0.5)
+    dropped = jax.jit(lambda key: Decoder(config).apply(
+        {"params": params}, method=lambda lm: lm.run(lm.embed(TOKENS), SEGMENTS, POSITIONS, key=key)))
+    np.testing.assert_allclose(dropped(None), forward(TOKENS, SEGMENTS, POSITIONS), rtol=1e-5, atol=1e-5)
+    here, there = dropped(jax.random.key(0)), dropped(jax.random.key(1))
+    assert float(jnp.abs(here - there).max()) > 0.1
 
 
 @pytest.mark.quick

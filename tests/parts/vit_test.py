@@ -51,7 +51,6 @@ def test_vit_matches_numpy(config):
         np.testing.assert_allclose(tokens, by_hand(config, params, image), rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("num_last", [1, 3])
 def test_last_blocks_are_the_same_tower_in_two_sub_trees(num_last):
     params = random_params(CLIP)
@@ -74,7 +73,6 @@ def test_patchify_keeps_rows_columns_and_channels_in_order():
         np.testing.assert_array_equal(got[:, n], images[:, top:top + 2, left:left + 2].reshape(2, 12))
 
 
-@pytest.mark.quick
 def test_every_frame_of_every_item_is_encoded_alone_and_pooled_by_its_mean():
     params, tower = random_params(CLIP), ViT(CLIP, parent=None)
     images = np.random.default_rng(1).integers(0, 256, (2, 3, 2, 8, 8, 3), np.uint8)
