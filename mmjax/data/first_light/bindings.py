@@ -14,7 +14,7 @@ from mmjax.data.first_light.manifest import Manifest, build_once
 from mmjax.data.first_light.pages import OUTPUT
 from mmjax.data.first_light.words import WORDS, check_labels, draw_labels
 
-NAME, VERSION = "bindings", 1
+NAME, VERSION = "bindings", 2
 KINDS = ("glyphs", "compositions")
 
 
@@ -83,7 +83,8 @@ def write_bindings(folder: str | os.PathLike, config: BindingsConfig, progress: 
     """Writes the pages as encoded images; does nothing if just these already stand in the folder.
 
     Files: `train` (training classes), `text` (pages of the same form in text only, for the language model that comes
-    first), `held_out` (classes never seen) and `seen` (training classes, new instances and pages, to compare with).
+    first), `captions` (of "compositions" only: one picture of a training class and its colour and shape), `held_out`
+    (classes never seen) and `seen` (training classes, new instances and pages, to compare with).
     In the last two every page has `held_out_ways` classes and its shots come in rounds, one of each class, so the
     first k * held_out_ways examples of a page are its k-shot support; only the query's label bears loss. The labels
     of a page are the candidates to choose from.
@@ -100,6 +101,8 @@ def write_bindings(folder: str | os.PathLike, config: BindingsConfig, progress: 
         "held_out": (c.held_out_pages, lambda rng, key: evaluation_page(c, held_out, rng, key)),
         "seen": (c.held_out_pages, lambda rng, key: evaluation_page(c, train, rng, key)),
     }
+    if c.kind == "compositions":
+        plan["captions"] = (c.pages, lambda rng, key: _caption(c, train, rng, key))
 
     def fill(work: Path):
         records = {}
@@ -144,6 +147,14 @@ def _page(
 
 def _text_page(config: BindingsConfig, rng: np.random.Generator, key: str) -> Document:
     return Document((Text(texts.bindings(rng, config.ways, config.shots, config.labels)),), key)
+
+
+def _caption(config: BindingsConfig, classes: range, rng: np.random.Generator, key: str) -> Document:
+    """One picture of a training class, and what it shows."""
+    drawn = int(rng.choice(classes))
+    shape, colour = config.family.parts(drawn)
+    image = pictures.to_png(config.family.draw(drawn, config.image_size, rng))
+    return pages.page([pages.Example(image, config.prompt, f" {colour} {shape}")], f"{key}/{drawn}")
 
 
 def _documents(count: int, make, rng: np.random.Generator, name: str, bar: tqdm) -> Iterator[Document]:
