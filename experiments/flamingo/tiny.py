@@ -1,7 +1,7 @@
 """Tiny Flamingo: a language model learns text, is frozen, and learns to read images by gated cross-attention.
 
 Run:     mmjax train --config=experiments/flamingo/tiny.py --workdir=runs/flamingo_tiny
-Expect:  about five minutes on two CPU cores.
+Expect:  5:42 on two CPU cores; held-out digits 88 % (1 % with swapped images) at 0 shots, 89 % at 4.
 
 The default data set needs no download: scanned digits and photographs that scikit-learn carries, and drawn scenes.
 Every rule of the full-size run is here (experiments/flamingo/paper.py); only the sizes are small, and the vision tower,
