@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -136,7 +138,17 @@ def _in_background(dataset: grain.IterDataset, workers: int) -> grain.IterDatase
         return grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=_PREFETCH)
     if not flags.FLAGS.is_parsed():             # in a notebook or a plain script nobody has, and Grain insists
         flags.FLAGS.mark_as_parsed()
-    return dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_PREFETCH))
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_PREFETCH)
+    return dataset.mp_prefetch(options, worker_init_fn=_end_with_parent)
+
+
+def _end_with_parent(*_):
+    """Ends this worker with the process it works for: were that killed, the worker would wait for ever to be read."""
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _fingerprint(config: LoaderConfig, tokenizer: str, process_index: int, process_count: int) -> dict[str, Any]:
