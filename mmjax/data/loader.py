@@ -4,6 +4,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -139,11 +140,13 @@ def _in_background(dataset: grain.IterDataset, workers: int) -> grain.IterDatase
     if not flags.FLAGS.is_parsed():             # in a notebook or a plain script nobody has, and Grain insists
         flags.FLAGS.mark_as_parsed()
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_PREFETCH)
-    return dataset.mp_prefetch(options, worker_init_fn=_end_with_parent)
+    return dataset.mp_prefetch(options, worker_init_fn=_follow_parent)
 
 
-def _end_with_parent(*_):
+def _follow_parent(*_):
     """Ends this worker with the process it works for: were that killed, the worker would wait for ever to be read."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)    # a terminal sends Ctrl-C to workers too; the parent handles it
+
     def watch():
         multiprocessing.parent_process().join()
         os._exit(1)
