@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -97,7 +98,7 @@ def command(config, workdir, workers, steps):
     env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0",
                         "JAX_COMPILATION_CACHE_DIR": str(config.parent / "compiled"),
                         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return dict(args=[sys.executable, *args], env=env, stderr=subprocess.PIPE, text=True)
+    return dict(args=[sys.executable, *args], env=env, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True)
 
 
 def train(*args):
