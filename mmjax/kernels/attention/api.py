@@ -19,7 +19,7 @@ class Implementation(NamedTuple):
 
     Attributes:
         name: what callers pass as `implementation`.
-        run: takes the arguments of `attention`, checked, with `scale` a float.
+        run: takes the arguments of `attention` but for `implementation`, checked, with `scale` a float.
         refuse: takes the same; says why it cannot compute this call, or None if it can.
         suits: takes the same; whether to choose it when the caller does not.
     """
@@ -67,6 +67,7 @@ def attention(
     rotary: Rotary | None = None,
     bias: jax.Array | None = None,
     scale: float | None = None,
+    soft_cap: float | None = None,
     implementation: str | None = None,
 ) -> jax.Array:
     """Scaled dot-product attention over the interval of keys that each query sees; softmax in float32.
@@ -79,6 +80,8 @@ def attention(
         rotary: turns queries and keys by their positions first; None for neither.
         bias: float[1 or B, N, T, S] added to the logits after `scale`; None for none.
         scale: factor of the logits; None for 1 / sqrt(H).
+        soft_cap: bounds the logits, bias included, to ±`soft_cap` by soft_cap * tanh(logits / soft_cap), as Gemma 2
+            (arXiv:2408.00118) does; None for no bound.
         implementation: a name of `IMPLEMENTATIONS`, or None to choose by platform and size.
 
     Returns:
@@ -90,7 +93,10 @@ def attention(
     """
     _check_arrays(q, k, v)
     _check_extras(q, k, mask, rotary, bias)
-    arguments = dict(mask=mask, rotary=rotary, bias=bias, scale=1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    if soft_cap is not None and not soft_cap > 0:
+        raise ValueError(f"soft_cap={soft_cap} must be positive, or None for no bound on the logits")
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    arguments = dict(mask=mask, rotary=rotary, bias=bias, scale=scale, soft_cap=soft_cap)
     return on_shards(_choose(implementation, q, k, v, **arguments).run)(q, k, v, **arguments)
 
 
@@ -125,10 +131,10 @@ def _check_extras(q, k, mask: IntervalMask, rotary: Rotary | None, bias: jax.Arr
                 f"mask.{name} {bound.dtype}{list(bound.shape)} must be integers of shape [B, T] = {[b, t]}: "
                 f"one interval of keys for each query"
             )
-    if rotary is not None and (rotary.q_positions.shape != (b, t) or rotary.k_positions.shape != (b, s)):
+    if rotary is not None and (rotary.q_positions.shape[:2] != (b, t) or rotary.k_positions.shape[:2] != (b, s)):
         raise ValueError(
             f"rotary positions {list(rotary.q_positions.shape)} and {list(rotary.k_positions.shape)} must be "
-            f"[B, T] = {[b, t]} for queries and [B, S] = {[b, s]} for keys"
+            f"[B, T] = {[b, t]} for queries and [B, S] = {[b, s]} for keys, or have a last dimension of 2 behind them"
         )
     if bias is None:
         return

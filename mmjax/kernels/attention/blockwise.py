@@ -31,21 +31,31 @@ def blockwise(
     rotary: Rotary | None,
     bias: jax.Array | None,
     scale: float,
+    soft_cap: float | None = None,
     block_rows: int = 128,
     block_keys: int = 128,
 ) -> jax.Array:
-    """Computes softmax(scale q k^T + bias) v over the visible keys; arguments and result as in `api.attention`.
+    """Computes softmax(cap(scale q k^T + bias)) v over the visible keys; arguments and result as in `api.attention`.
 
     Args:
         block_rows: upper bound of R, queries times the heads that share a key head. On a CPU, 128 took the least
             processor time of 64 to 512 for causal, packed and per-image masks: the tile stays in the L2 cache.
         block_keys: upper bound of the keys of a block.
     """
-    if rotary is not None:
-        q, k = rotary.rotate_q(q), rotary.rotate_k(k)
-    heads_per_key = q.shape[2] // k.shape[2]
-    sizes = _even(q.shape[1], max(block_rows // heads_per_key, 1)), _even(k.shape[1], block_keys)
-    return _attend(q, k, v, mask, bias, scale, sizes)
+    return _attend(q, k, v, mask, rotary, bias, _Form(scale, soft_cap, block_rows, block_keys))
+
+
+class _Form(NamedTuple):
+    """What is no array: the numbers and the largest blocks, which `sized` makes the blocks of given arrays."""
+
+    scale: float
+    soft_cap: float | None
+    rows: int
+    keys: int
+
+    def sized(self, q, k) -> "_Form":
+        rows = _even(q.shape[1], max(self.rows // (q.shape[2] // k.shape[2]), 1))
+        return self._replace(rows=rows, keys=_even(k.shape[1], self.keys))
 
 
 class _Tile(NamedTuple):
@@ -67,14 +77,11 @@ class _Tile(NamedTuple):
     bias_row: jax.Array
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _attend(q, k, v, mask, bias, scale, sizes):
-    return _forward(q, k, v, mask, bias, scale, sizes)[0]
-
-
-def _forward(q, k, v, mask, bias, scale, sizes):
-    """float[B, T, N, H] output, and what the backward pass wants: inputs, output, log-sum-exp float32[M, C, R]."""
-    bias_tiles = _bias_to_tiles(bias, k.shape[2], sizes[0])
+def _forward(q, k, v, mask, rotary, bias, form: _Form) -> tuple[jax.Array, jax.Array]:
+    """float[B, T, N, H] output and float32[B, N, T] log-sum-exp of the logits; far below 0 for a row without keys."""
+    form = form.sized(q, k)
+    q, k = _rotate(q, k, rotary)
+    bias_tiles = _bias_to_tiles(bias, k.shape[2], form.rows)
 
     def head(xs):
         tiles, keys, values = xs
@@ -82,10 +89,10 @@ def _forward(q, k, v, mask, bias, scale, sizes):
         def tile(tile):
             def step(j, state):
                 top, total, out = state
-                logits, at = _logits(tile, keys, bias_tiles, j, scale, sizes[1])
+                logits, at = _logits(tile, keys, bias_tiles, j, form)
                 new_top = jnp.maximum(top, logits.max(1))
                 weights, decay = jnp.exp(logits - new_top[:, None]), jnp.exp(top - new_top)
-                new = _dot("rs,sh->rh", weights.astype(v.dtype), _rows(values, at, sizes[1]))
+                new = _dot("rs,sh->rh", weights.astype(v.dtype), _rows(values, at, form.keys))
                 return new_top, total * decay + weights.sum(1), out * decay[:, None] + new
 
             num_rows = tile.q.shape[0]
@@ -96,81 +103,109 @@ def _forward(q, k, v, mask, bias, scale, sizes):
 
         return jax.lax.map(tile, tiles)
 
-    out, lse = jax.lax.map(head, (_tiles(q, k, mask, sizes), _to_heads(k), _to_heads(v)))
-    out = _from_tiles(out, q.shape)
-    return out, (q, k, v, mask, bias, out, lse)
+    out, lse = jax.lax.map(head, (_tiles(q, k, mask, form), _to_heads(k), _to_heads(v)))
+    lse = _from_tiles(lse[..., None], (*q.shape[:3], 1))[..., 0].swapaxes(1, 2)
+    return _from_tiles(out, q.shape), lse
 
 
-def _backward(scale, sizes, saved, d_out):
-    q, k, v, mask, bias, out, lse = saved
-    bias_tiles = _bias_to_tiles(bias, k.shape[2], sizes[0])
+def _backward(q, k, v, mask, rotary, bias, out, lse, d_out, form: _Form):
+    """Gradients of q, k, v and bias. With `out` and `lse` of more keys than `k` has, it is the part of these keys."""
+    form = form.sized(q, k)
+    (q, k), turn_back = jax.vjp(functools.partial(_rotate, rotary=rotary), q, k)
+    bias_tiles = _bias_to_tiles(bias, k.shape[2], form.rows)
     d_bias = None if bias is None else jnp.zeros_like(bias_tiles, jnp.float32)
     d_out = d_out.astype(v.dtype)
     delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
-    d_out, delta = (_to_tiles(x, k.shape[2], sizes[0]) for x in (d_out, delta))
+    lse = lse.swapaxes(1, 2)[..., None]
+    d_out, delta, lse = (_to_tiles(x, k.shape[2], form.rows) for x in (d_out, delta, lse))
 
     def head(d_bias, xs):
         tiles, keys, values = xs[:3]
 
         def tile(state, xs):
-            tile, d_out, delta, lse = xs
+            tile, d_out, delta, lse = xs  # the last two are [R, 1]
             zero = jnp.int32(0)
             q_t, d_out_t = tile.q.T, d_out.T  # turned once: the products below then have no large transpose
 
             def step(j, state):
                 d_q, d_k, d_v, d_bias = state
-                logits, at = _logits(tile, keys, bias_tiles, j, scale, sizes[1])
-                weights = jnp.exp(logits - lse[:, None])
-                d_weights = _dot("rh,sh->rs", d_out, _rows(values, at, sizes[1]))
+                logits, at = _logits(tile, keys, bias_tiles, j, form)
+                weights = jnp.exp(logits - lse)
+                d_weights = _dot("rh,sh->rs", d_out, _rows(values, at, form.keys))
                 d_logits = weights * (d_weights - delta)
+                if form.soft_cap is not None:  # tanh' is 1 - tanh^2; a hidden logit is far below -soft_cap
+                    d_logits *= 1 - jnp.square(jnp.maximum(logits / form.soft_cap, -1))
                 if d_bias is not None:
                     d_bias = _add(d_bias, d_logits[None], (tile.bias_row % len(bias_tiles), zero, at))
                 d_logits = d_logits.astype(q.dtype)
-                d_q += _dot("rs,sh->rh", d_logits, _rows(keys, at, sizes[1]))
+                d_q += _dot("rs,sh->rh", d_logits, _rows(keys, at, form.keys))
                 d_k = _add(d_k, _dot("hr,rs->hs", q_t, d_logits), (zero, at))
                 d_v = _add(d_v, _dot("hr,rs->hs", d_out_t, weights.astype(v.dtype)), (zero, at))
                 return d_q, d_k, d_v, d_bias
 
             d_q, *state = jax.lax.fori_loop(jnp.int32(0), tile.count, step, (_full(tile.q.shape), *state))
-            return tuple(state), (d_q * scale).astype(q.dtype)
+            return tuple(state), (d_q * form.scale).astype(q.dtype)
 
         zeros = _full(keys.shape[::-1])
         (d_k, d_v, d_bias), d_q = jax.lax.scan(tile, (zeros, zeros, d_bias), (tiles, *xs[3:]))
-        return d_bias, (d_q, (d_k.T * scale).astype(k.dtype), d_v.T.astype(v.dtype))
+        return d_bias, (d_q, (d_k.T * form.scale).astype(k.dtype), d_v.T.astype(v.dtype))
 
-    xs = _tiles(q, k, mask, sizes), _to_heads(k), _to_heads(v), d_out, delta, lse
+    xs = _tiles(q, k, mask, form), _to_heads(k), _to_heads(v), d_out, delta, lse
     d_bias, (d_q, d_k, d_v) = jax.lax.scan(head, d_bias, xs)
     if bias is not None:
-        d_bias = _bias_from_tiles(d_bias, bias.shape, k.shape[2], sizes[0]).astype(bias.dtype)
-    return _from_tiles(d_q, q.shape), _from_heads(d_k, k.shape), _from_heads(d_v, v.shape), None, d_bias
+        d_bias = _bias_from_tiles(d_bias, bias.shape, k.shape[2], form.rows).astype(bias.dtype)
+    d_q, d_k = turn_back((_from_tiles(d_q, q.shape), _from_heads(d_k, k.shape)))
+    return d_q, d_k, _from_heads(d_v, v.shape), d_bias
 
 
-_attend.defvjp(_forward, _backward)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _attend(q, k, v, mask, rotary, bias, form):
+    return _forward(q, k, v, mask, rotary, bias, form)[0]
 
 
-def _logits(tile: _Tile, keys, bias_tiles, j, scale, size) -> tuple[jax.Array, jax.Array]:
-    """float32[R, size] logits of the tile's j-th block of keys, LOWEST where hidden, and the block's first key."""
+def _save(q, k, v, mask, rotary, bias, form):
+    out, lse = _forward(q, k, v, mask, rotary, bias, form)
+    return out, (q, k, v, mask, rotary, bias, out, lse)
+
+
+def _grads(form, saved, d_out):
+    d_q, d_k, d_v, d_bias = _backward(*saved, d_out, form)
+    return d_q, d_k, d_v, None, None, d_bias
+
+
+_attend.defvjp(_save, _grads)
+
+
+def _rotate(q, k, rotary: Rotary | None) -> tuple[jax.Array, jax.Array]:
+    return (q, k) if rotary is None else (rotary.rotate_q(q), rotary.rotate_k(k))
+
+
+def _logits(tile: _Tile, keys, bias_tiles, j, form: _Form) -> tuple[jax.Array, jax.Array]:
+    """float32[R, keys] logits of the tile's j-th block of keys, LOWEST where hidden, and the block's first key."""
+    size = form.keys
     wanted = tile.first + j * size
     at = jnp.minimum(wanted, keys.shape[0] - size)  # the last block moves back into the array
-    logits = _dot("rh,sh->rs", tile.q, _rows(keys, at, size)) * scale
+    logits = _dot("rh,sh->rs", tile.q, _rows(keys, at, size)) * form.scale
     if bias_tiles is not None:
         corner = tile.bias_row % len(bias_tiles), jnp.int32(0), at
         logits += jax.lax.dynamic_slice(bias_tiles, corner, (1, tile.q.shape[0], size))[0]
+    if form.soft_cap is not None:
+        logits = form.soft_cap * jnp.tanh(logits / form.soft_cap)
     index = at + jnp.arange(size, dtype=jnp.int32)
     visible = (jnp.maximum(tile.start, wanted)[:, None] <= index) & (index < tile.stop[:, None])
     return jnp.where(visible, logits, LOWEST), at
 
 
-def _tiles(q, k, mask: IntervalMask, sizes: tuple[int, int]) -> _Tile:
+def _tiles(q, k, mask: IntervalMask, form: _Form) -> _Tile:
     """Every tile of the call; the leaves have leading axes [M, C]."""
     num_keys, num_heads = k.shape[1:3]
     bounds = (jnp.broadcast_to(bound[..., None, None], (*q.shape[:3], 1)) for bound in mask)
-    start, stop = (_to_tiles(bound, num_heads, sizes[0])[..., 0] for bound in bounds)
+    start, stop = (_to_tiles(bound, num_heads, form.rows)[..., 0] for bound in bounds)
     first = jnp.where(start < stop, start, num_keys).min(-1).clip(0)
     last = jnp.where(start < stop, stop, 0).max(-1).clip(max=num_keys)
-    count = (jnp.maximum(last - first, 0) + sizes[1] - 1) // sizes[1]
+    count = (jnp.maximum(last - first, 0) + form.keys - 1) // form.keys
     bias_row = jnp.arange(first.size, dtype=jnp.int32).reshape(first.shape)
-    return _Tile(_to_tiles(q, num_heads, sizes[0]), start, stop, first, count, bias_row)
+    return _Tile(_to_tiles(q, num_heads, form.rows), start, stop, first, count, bias_row)
 
 
 def _to_tiles(x: jax.Array, num_heads: int, block: int) -> jax.Array:

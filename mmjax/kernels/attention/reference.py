@@ -19,8 +19,9 @@ def reference(
     rotary: Rotary | None,
     bias: jax.Array | None,
     scale: float,
+    soft_cap: float | None = None,
 ) -> jax.Array:
-    """Computes softmax(scale q k^T + bias) v over the visible keys; arguments and result as in `api.attention`."""
+    """Computes softmax(cap(scale q k^T + bias)) v over the visible keys; arguments and result as in `api.attention`."""
     if rotary is not None:
         q, k = rotary.rotate_q(q), rotary.rotate_k(k)
     b, t, n, h = q.shape
@@ -30,6 +31,8 @@ def reference(
     logits = jnp.einsum("btkgh,bskh->bkgts", q_btkgh, k).reshape(b, n, t, s) * scale
     if bias is not None:
         logits += bias.astype(jnp.float32)
+    if soft_cap is not None:
+        logits = soft_cap * jnp.tanh(logits / soft_cap)
     weights = _softmax(logits, to_dense(mask, s)[:, None]).reshape(b, num_kv_heads, group, t, s)
     return jnp.einsum("bkgts,bskh->btkgh", weights, v_bskh).reshape(b, t, n, h).astype(v.dtype)
 

@@ -29,14 +29,14 @@ def on_shards(run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """
 
     @functools.wraps(run)
-    def wrapped(q, k, v, *, mask, rotary, bias, scale):
+    def wrapped(q, k, v, *, mask, rotary, bias, **numbers):
         mesh = jax.sharding.get_abstract_mesh()
         free = {a for a, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual}
         if math.prod(mesh.shape[a] for a in free) == 1:
-            return run(q, k, v, mask=mask, rotary=rotary, bias=bias, scale=scale)
+            return run(q, k, v, mask=mask, rotary=rotary, bias=bias, **numbers)
 
         def local(q, k, v, mask, rotary, bias):
-            return run(q, k, v, mask=mask, rotary=rotary, bias=bias, scale=scale)
+            return run(q, k, v, mask=mask, rotary=rotary, bias=bias, **numbers)
 
         args = q, k, v, mask, rotary, bias
         specs = _specs(

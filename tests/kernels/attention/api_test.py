@@ -8,7 +8,7 @@ from mmjax.kernels.attention import mask as masks
 SHAPE = 2, 6, 9, 4, 2, 8
 
 
-jitted = jax.jit(attention, static_argnames=("scale", "implementation"))
+jitted = jax.jit(attention, static_argnames=("scale", "soft_cap", "implementation"))
 
 
 def call(case, run=jitted, **changes):
@@ -33,6 +33,13 @@ def test_rotary_turns_queries_and_keys(random_case, attention_loop, implementati
     got = call(case, rotary=rotary, scale=0.5, implementation=implementation)
     case = case._replace(q=rotary.rotate_q(case.q), k=rotary.rotate_k(case.k))
     np.testing.assert_allclose(got, attention_loop(case, 0.5), rtol=3e-6, atol=3e-6)
+
+
+@pytest.mark.parametrize("implementation", [i.name for i in api.IMPLEMENTATIONS])
+def test_soft_cap_bounds_the_logits_after_the_bias(random_case, attention_loop, implementation):
+    case = random_case(SHAPE, bias_rows=2)
+    got = call(case, bias=case.bias, soft_cap=0.9, implementation=implementation)
+    np.testing.assert_allclose(got, attention_loop(case, 8**-0.5, soft_cap=0.9), rtol=3e-6, atol=3e-6)
 
 
 @pytest.mark.parametrize("num_tokens, chosen", [(1, "reference"), (80, "reference"), (90, "blockwise")])
@@ -75,6 +82,7 @@ def test_an_unknown_implementation_names_the_known_ones(random_case):
     (dict(rotary=Rotary(*[np.zeros((2, 9), np.int32)] * 2)), r"rotary positions \[2, 9\].*\[2, 6\]"),
     (dict(bias=np.zeros((2, 1, 6, 9), np.float32)), r"bias float32\[2, 1, 6, 9\] must be.*\[2, 4, 6, 9\]"),
     (dict(bias=np.zeros((2, 4, 6, 9), bool)), r"bias bool"),
+    (dict(soft_cap=0.0), "soft_cap=0.0 must be positive, or None"),
 ])
 def test_bad_arguments_are_named(random_case, changes, words):
     with pytest.raises(ValueError, match=words):

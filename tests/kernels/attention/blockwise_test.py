@@ -63,6 +63,14 @@ def test_gradients_match_the_reference(random_case, shape, bias_rows, dtype, tol
     assert_close(got, want, tolerance)
 
 
+@pytest.mark.parametrize("soft_cap, tolerance", [(0.7, 2e-6), (50.0, 2e-6)])
+def test_soft_cap_matches_the_loop_and_the_reference(random_case, attention_loop, soft_cap, tolerance):
+    case = random_case(*SHAPES[2])
+    got, want = (apply(functools.partial(run, soft_cap=soft_cap), case) for run in (small_blocks, reference))
+    assert_close(got, want, tolerance)
+    np.testing.assert_allclose(got[0], attention_loop(case, SCALE, soft_cap), rtol=2e-6, atol=2e-6)
+
+
 def test_default_blocks_match_the_reference(random_case):
     case = random_case((1, 150, 300, 2, 2, 8))
     assert_close(apply(blockwise, case), apply(reference, case), 3e-6)

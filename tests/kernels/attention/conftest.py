@@ -29,7 +29,7 @@ def random_case(shape, bias_rows=0, seed=0) -> Case:
     return Case(draw(b, t, n, h), draw(b, s, k, h), draw(b, s, k, h), bias, start, stop, draw(b, t, n, h))
 
 
-def attention_loop(case: Case, scale: float) -> np.ndarray:
+def attention_loop(case: Case, scale: float, soft_cap: float | None = None) -> np.ndarray:
     """float64[B, T, N, H]: the definition, one query at a time."""
     q, k, v = (np.asarray(x, np.float64) for x in (case.q, case.k, case.v))
     out = np.zeros(q.shape)
@@ -41,6 +41,8 @@ def attention_loop(case: Case, scale: float) -> np.ndarray:
             logits = scale * keys @ q[b, t, n]
             if case.bias is not None:
                 logits += case.bias[b % len(case.bias), n, t, seen]
+            if soft_cap is not None:
+                logits = soft_cap * np.tanh(logits / soft_cap)
             weights = np.exp(logits - logits.max())
             out[b, t, n] = weights @ values / weights.sum()
     return out

@@ -1,3 +1,5 @@
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -10,9 +12,9 @@ from mmjax.kernels.attention.reference import reference
 SCALE = 0.3
 
 
-@jax.jit
-def run(q, k, v, bias, start, stop):
-    return reference(q, k, v, mask=IntervalMask(start, stop), rotary=None, bias=bias, scale=SCALE)
+@functools.partial(jax.jit, static_argnames="soft_cap")
+def run(q, k, v, bias, start, stop, soft_cap=None):
+    return reference(q, k, v, mask=IntervalMask(start, stop), rotary=None, bias=bias, scale=SCALE, soft_cap=soft_cap)
 
 
 @pytest.mark.quick
@@ -30,21 +32,23 @@ def test_values_match_a_loop_over_queries(random_case, attention_loop, shape, bi
     np.testing.assert_allclose(got.astype(jnp.float32), attention_loop(case, SCALE), rtol=tolerance, atol=tolerance)
 
 
-@jax.jit
-def grads(q, k, v, bias, start, stop, d_out):
+@functools.partial(jax.jit, static_argnames="soft_cap")
+def grads(q, k, v, bias, start, stop, d_out, soft_cap=None):
     """Gradients with respect to q, k, v and bias."""
-    return jax.vjp(lambda *args: run(*args, start, stop), q, k, v, bias)[1](d_out)
+    return jax.vjp(lambda *args: run(*args, start, stop, soft_cap), q, k, v, bias)[1](d_out)
 
 
+@pytest.mark.parametrize("soft_cap", [None, 0.8])
 @pytest.mark.parametrize("name", ["q", "k", "v", "bias"])
-def test_gradients_match_finite_differences(random_case, attention_loop, name):
+def test_gradients_match_finite_differences(random_case, attention_loop, name, soft_cap):
     case = random_case((2, 5, 7, 4, 2, 3), bias_rows=1)
-    got = grads(*case)[["q", "k", "v", "bias"].index(name)]
+    got = grads(*case, soft_cap=soft_cap)[["q", "k", "v", "bias"].index(name)]
     rng, step = np.random.default_rng(1), 1e-5
     for _ in range(8):
         direction = rng.standard_normal(got.shape)
         up, down = (case._replace(**{name: getattr(case, name) + sign * step * direction}) for sign in (1, -1))
-        slope = ((attention_loop(up, SCALE) - attention_loop(down, SCALE)) * case.d_out).sum() / (2 * step)
+        rise = attention_loop(up, SCALE, soft_cap) - attention_loop(down, SCALE, soft_cap)
+        slope = (rise * case.d_out).sum() / (2 * step)
         np.testing.assert_allclose((got * direction).sum(), slope, rtol=2e-5, atol=2e-5)
 
 

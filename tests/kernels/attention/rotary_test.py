@@ -45,6 +45,36 @@ def test_xpos_scales_from_its_center(inverse_scale, sign):
     np.testing.assert_allclose(got, turned(heads(), "interleaved", power=power), rtol=1e-3, atol=3e-4)
 
 
+GRID = np.stack([POSITIONS, POSITIONS[::-1] + 3], -1)      # rows and columns
+
+
+@pytest.mark.parametrize("layout", ["split", "interleaved"])
+def test_on_a_grid_half_the_pairs_turn_by_rows_and_half_by_columns(layout):
+    """Pair i < 4 turns as pair i of eight features on a line at the row, pair 4 + i likewise at the column."""
+    x = heads()
+    if layout == "interleaved":     # EVA-02: the pairs of a half are the features of a half
+        want = [rotate(half, GRID[..., i], layout=layout) for i, half in enumerate(np.split(x, 2, -1))]
+        want = np.concatenate(want, -1)
+    else:                           # pairs (i, i + 8): the pairs of a half are two quarters
+        quarters = np.split(x, 4, -1)
+        row, column = (
+            np.split(rotate(np.concatenate(quarters[i::2], -1), GRID[..., i], layout=layout), 2, -1) for i in (0, 1))
+        want = np.concatenate([row[0], column[0], row[1], column[1]], -1)
+    np.testing.assert_allclose(rotate(x, GRID, layout=layout), want, rtol=0, atol=1e-6)
+
+
+def test_on_a_grid_logits_depend_on_both_distances_only():
+    rng = np.random.default_rng(1)
+    q, k = (np.broadcast_to(rng.standard_normal(16, np.float32), (1, 20, 1, 16)) for _ in "qk")
+    grid = np.stack(np.divmod(np.arange(20, dtype=np.int32), 5), -1)[None]
+    rotary = Rotary(grid, grid)
+    logits = np.asarray(jnp.einsum("btnh,bsnh->ts", rotary.rotate_q(q), rotary.rotate_k(k)))
+    moves = (grid[0][:, None] - grid[0][None]) @ [100, 1]
+    for move in np.unique(moves):
+        np.testing.assert_allclose(np.ptp(logits[moves == move]), 0, atol=1e-4)
+    assert np.unique(logits.round(2)).size > 40
+
+
 def test_partial_rotation_leaves_the_other_features():
     got = np.asarray(rotate(heads(), POSITIONS, rotary_dim=4))
     np.testing.assert_array_equal(got[..., 4:], heads()[..., 4:])
@@ -91,6 +121,9 @@ def test_rotary_passes_through_jit_as_a_pytree():
     (dict(layout="halves"), "layout='halves' must be"),
     (dict(positions=POSITIONS[:1]), r"\[1, 5\] must be integers of shape \[2, 5\]"),
     (dict(positions=POSITIONS.astype(np.float32)), "float32"),
+    (dict(positions=GRID, rotary_dim=6), "rotary_dim=6 must be a multiple of 4"),
+    (dict(positions=GRID, xpos_scale_base=512.0), r"xpos_scale_base=512.0 needs positions \[B, T\]"),
+    (dict(positions=np.zeros((2, 5, 3), np.int32)), r"\[2, 5, 3\] must be"),
 ])
 def test_bad_arguments_are_named(change, words):
     with pytest.raises(ValueError, match=words):
