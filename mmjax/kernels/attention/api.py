@@ -7,11 +7,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mmjax.kernels.attention import blockwise as blocks
 from mmjax.kernels.attention.blockwise import blockwise
 from mmjax.kernels.attention.mask import IntervalMask
 from mmjax.kernels.attention.reference import reference
+from mmjax.kernels.attention.ring import Passes
 from mmjax.kernels.attention.rotary import Rotary
-from mmjax.kernels.attention.sharded import on_shards
+from mmjax.kernels.attention.sharded import on_shards, splits_keys
 
 
 class Implementation(NamedTuple):
@@ -22,12 +24,14 @@ class Implementation(NamedTuple):
         run: takes the arguments of `attention` but for `implementation`, checked, with `scale` a float.
         refuse: takes the same; says why it cannot compute this call, or None if it can.
         suits: takes the same; whether to choose it when the caller does not.
+        passes: its two passes, if it has them: then keys that are split over devices stay so (see `ring`).
     """
 
     name: str
     run: Callable[..., jax.Array]
     refuse: Callable[..., str | None]
     suits: Callable[..., bool]
+    passes: Passes | None = None
 
 
 def _never(*args, **kwargs) -> None:
@@ -44,8 +48,13 @@ def _without_blocks(q: jax.Array, k: jax.Array, *args, **kwargs) -> str | None:
 
 
 def _worth_blocks(q: jax.Array, k: jax.Array, *args, **kwargs) -> bool:
-    """On a CPU, from the size where blocks measured faster; elsewhere, where the einsum's weights would not fit."""
+    """On a CPU, from the size where blocks measured faster; elsewhere, where the einsum's weights would not fit.
+
+    And wherever the keys are split over devices, which the einsum would gather.
+    """
     (b, t, n, _), s = q.shape, k.shape[1]
+    if splits_keys(q, k):
+        return True
     if jax.default_backend() == "cpu":
         return t >= 64 and t * s >= 128 * 128
     return 4 * b * n * t * s > 2**30
@@ -53,7 +62,8 @@ def _worth_blocks(q: jax.Array, k: jax.Array, *args, **kwargs) -> bool:
 
 # In order of preference. The last one computes everything.
 IMPLEMENTATIONS = (
-    Implementation("blockwise", blockwise, refuse=_without_blocks, suits=_worth_blocks),
+    Implementation("blockwise", blockwise, refuse=_without_blocks, suits=_worth_blocks,
+                   passes=Passes(blocks.forward, blocks.backward)),
     Implementation("reference", reference, refuse=_never, suits=_always),
 )
 
@@ -97,7 +107,8 @@ def attention(
         raise ValueError(f"soft_cap={soft_cap} must be positive, or None for no bound on the logits")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     arguments = dict(mask=mask, rotary=rotary, bias=bias, scale=scale, soft_cap=soft_cap)
-    return on_shards(_choose(implementation, q, k, v, **arguments).run)(q, k, v, **arguments)
+    chosen = _choose(implementation, q, k, v, **arguments)
+    return on_shards(chosen.run, chosen.passes)(q, k, v, **arguments)
 
 
 def _choose(name: str | None, *args, **kwargs) -> Implementation:

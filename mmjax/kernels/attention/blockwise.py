@@ -45,17 +45,27 @@ def blockwise(
     return _attend(q, k, v, mask, rotary, bias, _Form(scale, soft_cap, block_rows, block_keys))
 
 
+def forward(q, k, v, *, mask, rotary, bias, **numbers) -> tuple[jax.Array, jax.Array]:
+    """The forward pass alone, see `ring.Passes`; arguments as `blockwise`."""
+    return _forward(q, k, v, mask, rotary, bias, _Form(**numbers))
+
+
+def backward(q, k, v, out, lse, d_out, *, mask, rotary, bias, **numbers) -> tuple[jax.Array | None, ...]:
+    """The backward pass alone, see `ring.Passes`; arguments as `blockwise`."""
+    return _backward(q, k, v, mask, rotary, bias, out, lse, d_out, _Form(**numbers))
+
+
 class _Form(NamedTuple):
-    """What is no array: the numbers and the largest blocks, which `sized` makes the blocks of given arrays."""
+    """What is no array: the numbers and the largest blocks, from which `sized` makes the blocks of given arrays."""
 
     scale: float
-    soft_cap: float | None
-    rows: int
-    keys: int
+    soft_cap: float | None = None
+    block_rows: int = 128
+    block_keys: int = 128
 
     def sized(self, q, k) -> "_Form":
-        rows = _even(q.shape[1], max(self.rows // (q.shape[2] // k.shape[2]), 1))
-        return self._replace(rows=rows, keys=_even(k.shape[1], self.keys))
+        rows = _even(q.shape[1], max(self.block_rows // (q.shape[2] // k.shape[2]), 1))
+        return self._replace(block_rows=rows, block_keys=_even(k.shape[1], self.block_keys))
 
 
 class _Tile(NamedTuple):
@@ -81,7 +91,7 @@ def _forward(q, k, v, mask, rotary, bias, form: _Form) -> tuple[jax.Array, jax.A
     """float[B, T, N, H] output and float32[B, N, T] log-sum-exp of the logits; far below 0 for a row without keys."""
     form = form.sized(q, k)
     q, k = _rotate(q, k, rotary)
-    bias_tiles = _bias_to_tiles(bias, k.shape[2], form.rows)
+    bias_tiles = _bias_to_tiles(bias, k.shape[2], form.block_rows)
 
     def head(xs):
         tiles, keys, values = xs
@@ -92,7 +102,7 @@ def _forward(q, k, v, mask, rotary, bias, form: _Form) -> tuple[jax.Array, jax.A
                 logits, at = _logits(tile, keys, bias_tiles, j, form)
                 new_top = jnp.maximum(top, logits.max(1))
                 weights, decay = jnp.exp(logits - new_top[:, None]), jnp.exp(top - new_top)
-                new = _dot("rs,sh->rh", weights.astype(v.dtype), _rows(values, at, form.keys))
+                new = _dot("rs,sh->rh", weights.astype(v.dtype), _rows(values, at, form.block_keys))
                 return new_top, total * decay + weights.sum(1), out * decay[:, None] + new
 
             num_rows = tile.q.shape[0]
@@ -112,12 +122,12 @@ def _backward(q, k, v, mask, rotary, bias, out, lse, d_out, form: _Form):
     """Gradients of q, k, v and bias. With `out` and `lse` of more keys than `k` has, it is the part of these keys."""
     form = form.sized(q, k)
     (q, k), turn_back = jax.vjp(functools.partial(_rotate, rotary=rotary), q, k)
-    bias_tiles = _bias_to_tiles(bias, k.shape[2], form.rows)
+    bias_tiles = _bias_to_tiles(bias, k.shape[2], form.block_rows)
     d_bias = None if bias is None else jnp.zeros_like(bias_tiles, jnp.float32)
     d_out = d_out.astype(v.dtype)
     delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
     lse = lse.swapaxes(1, 2)[..., None]
-    d_out, delta, lse = (_to_tiles(x, k.shape[2], form.rows) for x in (d_out, delta, lse))
+    d_out, delta, lse = (_to_tiles(x, k.shape[2], form.block_rows) for x in (d_out, delta, lse))
 
     def head(d_bias, xs):
         tiles, keys, values = xs[:3]
@@ -131,14 +141,14 @@ def _backward(q, k, v, mask, rotary, bias, out, lse, d_out, form: _Form):
                 d_q, d_k, d_v, d_bias = state
                 logits, at = _logits(tile, keys, bias_tiles, j, form)
                 weights = jnp.exp(logits - lse)
-                d_weights = _dot("rh,sh->rs", d_out, _rows(values, at, form.keys))
+                d_weights = _dot("rh,sh->rs", d_out, _rows(values, at, form.block_keys))
                 d_logits = weights * (d_weights - delta)
                 if form.soft_cap is not None:  # tanh' is 1 - tanh^2; a hidden logit is far below -soft_cap
                     d_logits *= 1 - jnp.square(jnp.maximum(logits / form.soft_cap, -1))
                 if d_bias is not None:
                     d_bias = _add(d_bias, d_logits[None], (tile.bias_row % len(bias_tiles), zero, at))
                 d_logits = d_logits.astype(q.dtype)
-                d_q += _dot("rs,sh->rh", d_logits, _rows(keys, at, form.keys))
+                d_q += _dot("rs,sh->rh", d_logits, _rows(keys, at, form.block_keys))
                 d_k = _add(d_k, _dot("hr,rs->hs", q_t, d_logits), (zero, at))
                 d_v = _add(d_v, _dot("hr,rs->hs", d_out_t, weights.astype(v.dtype)), (zero, at))
                 return d_q, d_k, d_v, d_bias
@@ -153,7 +163,7 @@ def _backward(q, k, v, mask, rotary, bias, out, lse, d_out, form: _Form):
     xs = _tiles(q, k, mask, form), _to_heads(k), _to_heads(v), d_out, delta, lse
     d_bias, (d_q, d_k, d_v) = jax.lax.scan(head, d_bias, xs)
     if bias is not None:
-        d_bias = _bias_from_tiles(d_bias, bias.shape, k.shape[2], form.rows).astype(bias.dtype)
+        d_bias = _bias_from_tiles(d_bias, bias.shape, k.shape[2], form.block_rows).astype(bias.dtype)
     d_q, d_k = turn_back((_from_tiles(d_q, q.shape), _from_heads(d_k, k.shape)))
     return d_q, d_k, _from_heads(d_v, v.shape), d_bias
 
@@ -182,7 +192,7 @@ def _rotate(q, k, rotary: Rotary | None) -> tuple[jax.Array, jax.Array]:
 
 def _logits(tile: _Tile, keys, bias_tiles, j, form: _Form) -> tuple[jax.Array, jax.Array]:
     """float32[R, keys] logits of the tile's j-th block of keys, LOWEST where hidden, and the block's first key."""
-    size = form.keys
+    size = form.block_keys
     wanted = tile.first + j * size
     at = jnp.minimum(wanted, keys.shape[0] - size)  # the last block moves back into the array
     logits = _dot("rh,sh->rs", tile.q, _rows(keys, at, size)) * form.scale
@@ -200,12 +210,12 @@ def _tiles(q, k, mask: IntervalMask, form: _Form) -> _Tile:
     """Every tile of the call; the leaves have leading axes [M, C]."""
     num_keys, num_heads = k.shape[1:3]
     bounds = (jnp.broadcast_to(bound[..., None, None], (*q.shape[:3], 1)) for bound in mask)
-    start, stop = (_to_tiles(bound, num_heads, form.rows)[..., 0] for bound in bounds)
+    start, stop = (_to_tiles(bound, num_heads, form.block_rows)[..., 0] for bound in bounds)
     first = jnp.where(start < stop, start, num_keys).min(-1).clip(0)
     last = jnp.where(start < stop, stop, 0).max(-1).clip(max=num_keys)
-    count = (jnp.maximum(last - first, 0) + form.keys - 1) // form.keys
+    count = (jnp.maximum(last - first, 0) + form.block_keys - 1) // form.block_keys
     bias_row = jnp.arange(first.size, dtype=jnp.int32).reshape(first.shape)
-    return _Tile(_to_tiles(q, num_heads, form.rows), start, stop, first, count, bias_row)
+    return _Tile(_to_tiles(q, num_heads, form.block_rows), start, stop, first, count, bias_row)
 
 
 def _to_tiles(x: jax.Array, num_heads: int, block: int) -> jax.Array:
