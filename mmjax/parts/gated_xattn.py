@@ -21,6 +21,8 @@ class GatedXAttnConfig:
         mlp_dim: inner width of the dense part.
         activation: a key of `layers.ACTIVATIONS`.
         norm_eps: epsilon of the layer norms.
+        gate_init: a and b below at the start. 0 keeps what a frozen language model does; one that trains from scratch
+            has nothing to keep, and opens its gates only slowly from there.
         dtype: compute dtype.
     """
 
@@ -31,13 +33,14 @@ class GatedXAttnConfig:
     mlp_dim: int
     activation: str = "squared_relu"
     norm_eps: float = 1e-5
+    gate_init: float = 0.0
     dtype: str = "float32"
 
 
 class GatedXAttn(nn.Module):
     """y <- y + tanh(a) · XAttn(LN(y), v) where y sees an image; y <- y + tanh(b) · Mlp(LN(y)).
 
-    Both gates start at 0, so that a fresh layer is the identity, bit for bit.
+    With both gates at 0, where published training starts, a fresh layer is the identity, bit for bit.
     """
 
     config: GatedXAttnConfig
@@ -45,13 +48,14 @@ class GatedXAttn(nn.Module):
     def setup(self):
         c = self.config
         dtype = jnp.dtype(c.dtype)
+        gate = nn.initializers.constant(c.gate_init)
         self.attention_norm = Norm(c.embed_dim, eps=c.norm_eps, dtype=dtype)
         self.attention = Attention(c.embed_dim, c.num_heads, c.num_heads, c.head_dim, kv_dim=c.visual_dim,
                                    use_bias=False, dtype=dtype)
-        self.attention_gate = param(self, "attention_gate", nn.initializers.zeros, (), ())
+        self.attention_gate = param(self, "attention_gate", gate, (), ())
         self.mlp_norm = Norm(c.embed_dim, eps=c.norm_eps, dtype=dtype)
         self.mlp = Mlp(c.embed_dim, c.mlp_dim, c.activation, use_bias=False, dtype=dtype)
-        self.mlp_gate = param(self, "mlp_gate", nn.initializers.zeros, (), ())
+        self.mlp_gate = param(self, "mlp_gate", gate, (), ())
 
     def project_kv(self, visual: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Visual tokens float[B, S, visual_dim] -> keys and values [B, S, N, H], to be kept while decoding."""

@@ -36,6 +36,12 @@ def test_fresh_layer_is_the_identity_bit_for_bit(dtype):
     np.testing.assert_array_equal(got, y)
 
 
+def test_gate_init_opens_the_gates():
+    layer = GatedXAttn(GatedXAttnConfig(8, 6, 2, 5, 12, gate_init=0.5))
+    params = jax.jit(lambda key: unbox(init_params(layer, key, Y, VISUAL, MASK)))(jax.random.key(0))
+    assert params["attention_gate"] == params["mlp_gate"] == 0.5
+
+
 def test_open_gates_match_numpy():
     params = random_params(attention_gate=0.7, mlp_gate=-1.1)
     got = jax.jit(GatedXAttn(CONFIG).apply)({"params": params}, Y, VISUAL, MASK)
