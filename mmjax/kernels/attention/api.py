@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.kernels.attention import blockwise as blocks
+from mmjax.kernels.attention import pallas_tpu as tpu
 from mmjax.kernels.attention.blockwise import blockwise
 from mmjax.kernels.attention.mask import IntervalMask
 from mmjax.kernels.attention.reference import reference
@@ -62,6 +63,7 @@ def _worth_blocks(q: jax.Array, k: jax.Array, *args, **kwargs) -> bool:
 
 # In order of preference. The last one computes everything.
 IMPLEMENTATIONS = (
+    Implementation("pallas_tpu", tpu.pallas_tpu, tpu.refuse, tpu.suits, passes=Passes(tpu.forward, tpu.backward)),
     Implementation("blockwise", blockwise, refuse=_without_blocks, suits=_worth_blocks,
                    passes=Passes(blocks.forward, blocks.backward)),
     Implementation("reference", reference, refuse=_never, suits=_always),

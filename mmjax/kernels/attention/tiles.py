@@ -72,18 +72,20 @@ def lists(visible: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.take_along_axis(order, at, -1) * (count > 0)[..., None], count
 
 
-# Bits of a step of a walk. Outer and inner are the middle and the last axis of the tiles that are walked.
-FULL, OUTER_BEGINS, OUTER_ENDS, INNER_BEGINS, INNER_ENDS = (1 << i for i in range(5))
-BITS = 5
+# A step of a walk is one number: outer block << OUTER | inner block << INNER | bits. Outer and inner are the middle and
+# the last axis of the tiles that are walked.
+FULL, PARTIAL, OUTER_BEGINS, OUTER_ENDS, INNER_BEGINS, INNER_ENDS = (1 << i for i in range(6))
+INNER, OUTER = 6, 18
+MAX_BLOCKS = 1 << (OUTER - INNER)  # of either axis
 
 
 class Walk(NamedTuple):
     """Every visible tile of a row once, outer block by outer block: one axis of a kernel's grid.
 
     Attributes:
-        steps: int32[B, I * J] the tile's number (outer * J + inner) << BITS, plus the bits above: whether the tile is
-            full, and whether this is the first or the last visit of its outer and of its inner block in this row.
-            Steps past `count` repeat the last tile without any bit: a pipeline then fetches nothing new.
+        steps: int32[B, I * J] the tile's blocks and bits, see above: whether all its pairs are visible or only some,
+            and whether this is the first or the last visit of its outer and of its inner block in this row. Steps past
+            `count` repeat the last tile without any bit: a pipeline then fetches nothing new.
         count: int32[B] visible tiles of the row.
     """
 
@@ -96,13 +98,12 @@ def walk(tiles: Tiles) -> Walk:
     visible = tiles.visible
     b, num_outer, num_inner = visible.shape
     rank_in_outer, rank_in_inner = (visible.cumsum(axis, dtype=jnp.int32) for axis in (2, 1))
-    bits = tiles.full * FULL
+    bits = jnp.where(tiles.full, FULL, PARTIAL)
     bits |= (rank_in_outer == 1) * OUTER_BEGINS
     bits |= (rank_in_outer == rank_in_outer[:, :, -1:]) * OUTER_ENDS
     bits |= (rank_in_inner == 1) * INNER_BEGINS
     bits |= (rank_in_inner == rank_in_inner[:, -1:]) * INNER_ENDS
-    tile, count = lists(visible.reshape(b, 1, -1))
-    tile, count = tile[:, 0], count[:, 0]
+    (tile,), (count,) = (x.swapaxes(0, 1) for x in lists(visible.reshape(b, 1, -1)))
     alive = jnp.arange(num_outer * num_inner, dtype=jnp.int32) < count[:, None]
     bits = jnp.where(alive, jnp.take_along_axis(bits.reshape(b, -1), tile, -1), 0)
-    return Walk((tile << BITS) | bits.astype(jnp.int32), count)
+    return Walk((tile // num_inner) << OUTER | (tile % num_inner) << INNER | bits, count)

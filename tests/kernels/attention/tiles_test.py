@@ -79,10 +79,12 @@ def test_a_walk_takes_every_visible_tile_once(name, swapped):
     for row in range(len(count)):
         outer, inner = np.nonzero(visible[row])
         assert count[row] == len(outer)     # tiles visited over the fewest possible: exactly 1.00
-        tile, has = steps[row] >> tiling.BITS, functools.partial(np.bitwise_and, steps[row])
-        np.testing.assert_array_equal(tile[: count[row]], outer * visible.shape[2] + inner)
-        assert (steps[row][count[row] :] == tile[max(count[row] - 1, 0)] << tiling.BITS).all()
+        has = functools.partial(np.bitwise_and, steps[row])
+        where = outer << tiling.OUTER | inner << tiling.INNER
+        np.testing.assert_array_equal(steps[row][: count[row]] >> tiling.INNER, where >> tiling.INNER)
+        assert (steps[row][count[row] :] == (where[-1] if len(where) else 0)).all()
         np.testing.assert_array_equal(has(tiling.FULL)[: len(outer)] > 0, full[row][outer, inner])
+        np.testing.assert_array_equal(has(tiling.PARTIAL)[: len(outer)] > 0, ~full[row][outer, inner])
         for begins, ends, block in ((tiling.OUTER_BEGINS, tiling.OUTER_ENDS, outer),
                                     (tiling.INNER_BEGINS, tiling.INNER_ENDS, inner)):
             np.testing.assert_array_equal(np.flatnonzero(has(begins)), np.sort(np.unique(block, return_index=True)[1]))

@@ -1,0 +1,106 @@
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmjax.kernels.attention import IntervalMask, Rotary
+from mmjax.kernels.attention.pallas_tpu import pallas_tpu
+from mmjax.kernels.attention.reference import reference
+
+SCALE = 0.3
+small = functools.partial(pallas_tpu, block_queries=128, block_keys=32)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def value_and_grads(run, soft_cap, q, k, v, bias, mask, rotary, d_out):
+    """The output, and the gradients with respect to q, k, v and bias."""
+    call = functools.partial(run, mask=mask, rotary=rotary, scale=SCALE, soft_cap=soft_cap)
+    out, vjp = jax.vjp(lambda q, k, v, bias: call(q, k, v, bias=bias), q, k, v, bias)
+    return out, vjp(d_out)
+
+
+def apply(run, case, rotary=None, soft_cap=None):
+    return value_and_grads(run, soft_cap, *case[:4], IntervalMask(case.start, case.stop), rotary, case.d_out)
+
+
+def cast(case, dtype):
+    return case._replace(**{name: jnp.asarray(getattr(case, name), dtype) for name in ("q", "k", "v", "d_out")})
+
+
+def assert_close(got, want, tolerance):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        size = max(float(jnp.abs(b).max()), 1)
+        np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=0, atol=tolerance * size)
+
+
+# (B, T, S, N, K, H), rows of the bias, bound of the logits
+SHAPES = [
+    ((2, 13, 13, 2, 2, 8), 0, None),        # less than a block
+    ((1, 256, 64, 4, 2, 72), 0, None),      # whole blocks, keys shared by the two heads of a step
+    ((2, 150, 70, 6, 2, 20), 2, 2.0),       # three heads a key head, taken one by one; bias, soft cap
+    ((2, 129, 33, 3, 1, 32), 1, None),      # bias shared by the rows, one token in the last blocks
+    ((2, 1, 40, 4, 4, 8), 0, None),         # one query, two key heads a step
+]
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("shape, bias_rows, soft_cap", SHAPES)
+def test_values_and_gradients_match(random_case, attention_loop, shape, bias_rows, soft_cap):
+    case = random_case(shape, bias_rows)
+    got, want = (apply(run, case, soft_cap=soft_cap) for run in (small, reference))
+    np.testing.assert_allclose(got[0], attention_loop(case, SCALE, soft_cap), rtol=3e-6, atol=3e-6)
+    assert_close(got, want, 3e-6)
+
+
+def test_bfloat16_matches_float32_of_the_same_numbers(random_case):
+    case = cast(random_case(SHAPES[1][0]), jnp.bfloat16)
+    got, want = apply(small, case), apply(reference, cast(case, jnp.float32))
+    chex.assert_type([got[0], *got[1][:3]], jnp.bfloat16)
+    assert_close(got, want, 1e-2)
+
+
+def test_gradients_are_those_of_the_bits(random_case):
+    case = random_case(SHAPES[2][0], 2)
+    chex.assert_trees_all_equal(apply(small, case), apply(small, case))
+
+
+def places(rng, batch_size, num_tokens, limit=300):
+    """Positions of packed documents: int32[B, T] that count up from a random number, anew from 0 now and then."""
+    start = rng.integers(0, limit, (batch_size, 1), np.int32)
+    index = np.arange(num_tokens, dtype=np.int32)
+    return np.where(index < num_tokens // 2, start + index, index - num_tokens // 2)
+
+
+@pytest.mark.parametrize("form", [
+    dict(layout="split"),
+    dict(layout="interleaved", rotary_dim=12, base=500.0),
+    dict(layout="interleaved", xpos_scale_base=64.0, xpos_center=40),
+    dict(layout="interleaved", grid=True),
+])
+def test_rotary_turns_queries_and_keys(random_case, form):
+    rng = np.random.default_rng(0)
+    q_positions, k_positions = places(rng, 2, 140), places(rng, 2, 70)
+    form = dict(form)
+    if form.pop("grid", False):
+        q_positions, k_positions = (np.stack([x // 9, x % 9], -1) for x in (q_positions, k_positions))
+    rotary = Rotary(q_positions, k_positions, **form)
+    case = random_case((2, 140, 70, 2, 2, 20))
+    assert_close(apply(small, case, rotary), apply(reference, case, rotary), 3e-5)
+
+
+def test_blocks_that_nobody_sees_are_not_read(random_case):
+    """A NaN that is read shows: 0 * NaN is NaN."""
+    case = random_case((1, 300, 160, 2, 2, 8))
+    hidden_key, blind = (np.arange(160) < 32) | (np.arange(160) >= 96), np.arange(300) >= 128
+    k, v = (np.where(hidden_key[:, None, None], np.nan, x).astype(np.float32) for x in (case.k, case.v))
+    q = np.where(blind[:, None, None], np.nan, case.q).astype(np.float32)
+    start = np.full((1, 300), 40, np.int32)
+    case = case._replace(q=q, k=k, v=v, start=start, stop=np.where(blind, 40, 90)[None].astype(np.int32))
+    out, (d_q, d_k, d_v, _) = apply(small, case)
+    chex.assert_tree_all_finite((out, d_q, d_k, d_v))
+    for rows in (out[:, blind], d_q[:, blind], d_k[:, hidden_key], d_v[:, hidden_key]):
+        np.testing.assert_array_equal(rows, 0)
+    assert (out[:, ~blind] != 0).all() and (d_k[:, 40:90] != 0).all()
