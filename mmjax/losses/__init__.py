@@ -1,5 +1,5 @@
 """Losses as pure functions of model outputs and targets."""
 
-from mmjax.losses.language import token_cross_entropy, token_log_probs
+from mmjax.losses.language import next_token_loss, token_cross_entropy, token_log_probs
 
-__all__ = ["token_cross_entropy", "token_log_probs"]
+__all__ = ["next_token_loss", "token_cross_entropy", "token_log_probs"]

@@ -11,7 +11,6 @@ from mmjax.batch import Batch
 from mmjax.kernels.attention import IntervalMask
 from mmjax.kernels.attention import mask as masks
 from mmjax.layers import Hook, KVCache, axes_of, init_params, init_stack, num_hooks, unbox
-from mmjax.losses import token_cross_entropy
 from mmjax.models.interface import Metrics, Params
 from mmjax.parts.decoder import Decoder, DecoderConfig, empty_cache, row_lengths, text_example
 from mmjax.parts.gated_xattn import GatedXAttn, GatedXAttnConfig
@@ -103,13 +102,13 @@ class Flamingo:
         return axes_of(jax.eval_shape(self._init, jax.random.key(0)))
 
     def logits(self, params: Params, batch: Batch, key: jax.Array | None = None) -> jax.Array:
-        visual, mask = self._visual(params, batch), self._mask(batch.image_index)
-        hook = self._hook(params["xattn"], lambda p, y: self.xattn.apply({"params": p}, y, visual, mask))
         lm = self.lm.bind({"params": params["lm"]})
+        hook = self._cross_attention(params, batch)
         return lm.run(lm.embed(batch.tokens), batch.segment_ids, batch.positions, key=key, hook=hook)
 
     def loss(self, params: Params, batch: Batch, key: jax.Array | None = None) -> tuple[jax.Array, Metrics]:
-        return token_cross_entropy(self.logits(params, batch, key), batch.targets, batch.loss_weights)
+        lm = self.lm.bind({"params": params["lm"]})
+        return lm.loss(lm.embed(batch.tokens), batch, key=key, hook=self._cross_attention(params, batch))
 
     def image_features(self, params: Params, images: jax.Array) -> jax.Array:
         return pooled_features(self.vision, params["vision"], images)
@@ -138,6 +137,11 @@ class Flamingo:
         lm = self.lm.bind({"params": params["lm"]})
         logits, lm_cache = lm.extend(lm.embed(tokens), cache.lm, num_new, hook=hook)
         return logits, cache.replace(lm=lm_cache)
+
+    def _cross_attention(self, params: Params, batch: Batch) -> Hook:
+        """The layers that read the images of a batch."""
+        visual, mask = self._visual(params, batch), self._mask(batch.image_index)
+        return self._hook(params["xattn"], lambda p, y: self.xattn.apply({"params": p}, y, visual, mask))
 
     def _visual(self, params: Params, batch: Batch) -> jax.Array:
         """Visual tokens of all items of a row in order, float[B, I · R, visual_dim]."""

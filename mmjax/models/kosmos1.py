@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from mmjax.batch import Batch
 from mmjax.layers import KVCache, axes_of, init_params, l2_normalize, unbox
-from mmjax.losses import token_cross_entropy
 from mmjax.models.interface import Metrics, Params
 from mmjax.parts.connectors import AttentivePool, AttentivePoolConfig, insert_visual
 from mmjax.parts.decoder import Decoder, DecoderConfig, empty_cache, row_lengths, text_example
@@ -71,7 +70,8 @@ class Kosmos1:
         return lm.run(x, batch.segment_ids, batch.positions, key=key)
 
     def loss(self, params: Params, batch: Batch, key: jax.Array | None = None) -> tuple[jax.Array, Metrics]:
-        return token_cross_entropy(self.logits(params, batch, key), batch.targets, batch.loss_weights)
+        lm = self.lm.bind({"params": params["lm"]})
+        return lm.loss(self._embed(params, batch, lm), batch, key=key)
 
     def image_features(self, params: Params, images: jax.Array) -> jax.Array:
         return pooled_features(self.vision, params["vision"], images)

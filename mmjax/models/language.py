@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from mmjax.batch import Batch
 from mmjax.layers import KVCache, axes_of, init_params, unbox
-from mmjax.losses import token_cross_entropy
 from mmjax.models.interface import Metrics, Params
 from mmjax.parts.decoder import Decoder, DecoderConfig, empty_cache, row_lengths, text_example
 
@@ -46,7 +45,8 @@ class Language:
         return lm.run(lm.embed(batch.tokens), batch.segment_ids, batch.positions, key=key)
 
     def loss(self, params: Params, batch: Batch, key: jax.Array | None = None) -> tuple[jax.Array, Metrics]:
-        return token_cross_entropy(self.logits(params, batch, key), batch.targets, batch.loss_weights)
+        lm = self.lm.bind({"params": params["lm"]})
+        return lm.loss(lm.embed(batch.tokens), batch, key=key)
 
     def image_features(self, params: Params, images: jax.Array) -> jax.Array:
         raise ValueError("system 'language' has no vision tower; choose examples at random, not by image similarity")

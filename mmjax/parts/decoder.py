@@ -11,6 +11,7 @@ from mmjax.batch import Batch
 from mmjax.kernels.attention import Rotary
 from mmjax.kernels.attention import mask as masks
 from mmjax.layers import Block, BlockConfig, Embed, Hook, KVCache, Linear, Norm, dropout, init_stack, run_stack
+from mmjax.losses import next_token_loss
 from mmjax.parallel import shard
 
 POSITIONS = ("learned", "rotary", "xpos")
@@ -80,7 +81,22 @@ class Decoder(nn.Module):
 
     def run(self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, *, key: jax.Array | None = None,
             hook: Hook | None = None) -> jax.Array:
-        """Runs packed rows of embeddings through the blocks and the head.
+        """Next-token logits of packed rows of embeddings: float32[B, T, V]; arguments as for `features`."""
+        return self._logits(self.features(x, segment_ids, positions, key=key, hook=hook))
+
+    def loss(self, x: jax.Array, batch: Batch, *, key: jax.Array | None = None, hook: Hook | None = None
+             ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """`losses.token_cross_entropy` of the logits of `run`, which need not exist all at once."""
+        x = self.features(x, batch.segment_ids, batch.positions, key=key, hook=hook)
+        if self.config.tie_embeddings:
+            matrix, vocab_axis = self.token_embed.table, 0
+        else:
+            matrix, vocab_axis = self.head.variables["params"]["kernel"], 1
+        return next_token_loss(x, matrix, batch.targets, batch.loss_weights, vocab_axis)
+
+    def features(self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, *, key: jax.Array | None = None,
+                 hook: Hook | None = None) -> jax.Array:
+        """Runs packed rows of embeddings through the blocks and the final norm.
 
         Args:
             x: float[B, T, D] embeddings.
@@ -90,13 +106,13 @@ class Decoder(nn.Module):
             hook: layers that run before every n-th block.
 
         Returns:
-            float32[B, T, V] logits.
+            dtype[B, T, D], to which the head is applied.
         """
         key_embed, key_blocks = (None, None) if key is None else jax.random.split(key)
         x = dropout(self._place(x, positions), self.config.embed_dropout, key_embed)
         x, _ = run_stack(self.block, self.blocks, x, masks.causal(segment_ids), rotary=self._rotary(positions),
                          key=key_blocks, hook=hook, remat=self.config.remat)
-        return self._logits(x)
+        return self.final_norm(x)
 
     def extend(self, x: jax.Array, cache: KVCache, num_new: jax.Array, hook: Hook | None = None
                ) -> tuple[jax.Array, KVCache]:
@@ -115,7 +131,7 @@ class Decoder(nn.Module):
         mask = masks.decode(cache.lengths, x.shape[1])
         x, cache = run_stack(self.block, self.blocks, self._place(x, positions), mask,
                              rotary=self._rotary(positions), cache=cache, hook=hook, remat="none")
-        return self._logits(x), cache.replace(lengths=cache.lengths + num_new)
+        return self._logits(self.final_norm(x)), cache.replace(lengths=cache.lengths + num_new)
 
     def __call__(self, batch: Batch) -> jax.Array:
         """float32[B, T, V] logits of a batch of text."""
@@ -138,7 +154,6 @@ class Decoder(nn.Module):
                       xpos_center=c.max_positions // 2)
 
     def _logits(self, x: jax.Array) -> jax.Array:
-        x = self.final_norm(x)
         logits = self.token_embed.attend(x) if self.config.tie_embeddings else self.head(x)
         return shard(logits, "batch", "seq", "act_vocab")
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.losses import token_cross_entropy, token_log_probs
+from mmjax.losses import next_token_loss, token_cross_entropy, token_log_probs
 
 pytestmark = pytest.mark.quick
 
@@ -36,6 +36,16 @@ def test_loss_and_metrics_match_a_loop():
     assert set(metrics) == {"loss", "accuracy", "tokens"} and loss.dtype == jnp.float32
 
 
+@pytest.mark.parametrize("vocab_axis", [0, 1])
+def test_loss_of_hidden_states_is_that_of_their_logits(vocab_axis):
+    hidden, matrix = RNG.normal(size=(2, 4, 5)).astype(np.float32), RNG.normal(size=(7, 5)).astype(np.float32)
+    loss, metrics = next_token_loss(hidden, matrix if vocab_axis == 0 else matrix.T, TARGETS, WEIGHTS, vocab_axis)
+    want_loss, want = token_cross_entropy(hidden @ matrix.T, TARGETS, WEIGHTS)
+    np.testing.assert_allclose(loss, want_loss, rtol=1e-6)
+    for name, value in want.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-6)
+
+
 def test_gradient_matches_finite_differences():
     gradient = np.asarray(jax.grad(lambda logits: token_cross_entropy(logits, TARGETS, WEIGHTS)[0])(LOGITS))
     for index in np.ndindex(*LOGITS.shape):
@@ -50,6 +60,8 @@ def test_zero_weights_give_zero_loss_and_zero_gradient():
     (loss, metrics), gradient = jax.value_and_grad(token_cross_entropy, has_aux=True)(LOGITS, TARGETS, 0 * WEIGHTS)
     assert loss == 0 and metrics["accuracy"] == 0 and metrics["tokens"] == 0
     assert not np.any(gradient)
+    loss, metrics = next_token_loss(LOGITS, np.eye(7, dtype=np.float32), TARGETS, 0 * WEIGHTS)
+    assert loss == 0 and metrics["accuracy"] == 0
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

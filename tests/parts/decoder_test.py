@@ -10,6 +10,7 @@ import numpy_oracle as oracle
 import pytest
 
 from mmjax.layers import BlockConfig, init_params, unbox
+from mmjax.losses import token_cross_entropy
 from mmjax.parts.decoder import Decoder, DecoderConfig, empty_cache, text_example
 
 MAGNETO = DecoderConfig(11, 2, BlockConfig(16, 2, 24, sub_norm=True, init_gain=1.2), positions="xpos", max_positions=9,
@@ -72,6 +73,17 @@ def test_decoder_matches_numpy(config, run):
         want = by_hand(config, params, TOKENS[row], SEGMENTS[row], POSITIONS[row])
         real = SEGMENTS[row] > 0
         np.testing.assert_allclose(got[row][real], want[real], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("config", [MAGNETO, LLAMA], ids=["tied", "head"])
+def test_loss_is_that_of_the_logits(config, run):
+    params, forward = run(config)
+    batch = text_example()._replace(tokens=TOKENS, targets=TOKENS[::-1], loss_weights=(SEGMENTS > 0) * np.float32(0.3),
+                                    segment_ids=SEGMENTS, positions=POSITIONS)
+    lm = Decoder(config, parent=None).bind({"params": params})
+    loss, metrics = lm.loss(lm.embed(TOKENS), batch)
+    want, _ = token_cross_entropy(forward(TOKENS, SEGMENTS, POSITIONS), batch.targets, batch.loss_weights)
+    np.testing.assert_allclose((loss, metrics["tokens"]), (want, 14 * 0.3), rtol=1e-5)
 
 
 @pytest.mark.quick

@@ -9,19 +9,15 @@ multiple of the devices, every device reads all keys of its rows and heads.
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from mmjax.kernels.attention.mask import IntervalMask
 from mmjax.kernels.attention.ring import Passes, ring_attention
-
-# Mesh axes that each dimension is split over.
-ROWS, SEQUENCE, HEADS = ("data", "fsdp"), ("seq",), ("model",)
+from mmjax.kernels.placement import HEADS, ROWS, SEQUENCE, axes_for, free_axes, is_explicit, num_devices
 
 
 def on_shards(run: Callable[..., jax.Array], passes: Passes | None = None) -> Callable[..., jax.Array]:
@@ -33,11 +29,11 @@ def on_shards(run: Callable[..., jax.Array], passes: Passes | None = None) -> Ca
 
     @functools.wraps(run)
     def wrapped(q, k, v, *, mask, rotary, bias, **numbers):
-        mesh, free = _mesh()
-        if math.prod(mesh.shape[a] for a in free) == 1:
+        _, free = free_axes()
+        if num_devices(free) == 1:
             return run(q, k, v, mask=mask, rotary=rotary, bias=bias, **numbers)
         is_ring = passes is not None and splits_keys(q, k)
-        size = math.prod(mesh.shape[a] for a in SEQUENCE) if is_ring else 1
+        size = num_devices(SEQUENCE) if is_ring else 1
 
         def local(index, q, k, v, mask, rotary, bias):
             part = functools.partial(ring_attention, passes, SEQUENCE, size, index[0]) if is_ring else run
@@ -46,33 +42,26 @@ def on_shards(run: Callable[..., jax.Array], passes: Passes | None = None) -> Ca
         args = jnp.arange(size, dtype=jnp.int32), q, k, v, mask, rotary, bias
         specs = P(SEQUENCE if is_ring else None), *_specs(
             *args[1:],
-            rows=_axes(mesh, free, ROWS, q.shape[0]),
-            queries=_axes(mesh, free, SEQUENCE, q.shape[1]),
+            rows=axes_for(ROWS, q.shape[0]),
+            queries=axes_for(SEQUENCE, q.shape[1]),
             keys=SEQUENCE if is_ring else (),
-            heads=_axes(mesh, free, HEADS, k.shape[2]),
+            heads=axes_for(HEADS, k.shape[2]),
         )
-        explicit = AxisType.Explicit in mesh.axis_types
-        if explicit:
+        if is_explicit():
             args = jax.tree.map(jax.reshard, args, specs)
         out = jax.shard_map(local, in_specs=specs, out_specs=specs[1], axis_names=free, check_vma=False)(*args)
-        return jax.reshard(out, jax.typeof(q).sharding.spec) if explicit else out
+        return jax.reshard(out, jax.typeof(q).sharding.spec) if is_explicit() else out
 
     return wrapped
 
 
 def splits_keys(q: jax.Array, k: jax.Array) -> bool:
     """Whether the current mesh splits both the queries and the keys of these arrays along the sequence."""
-    mesh, free = _mesh()
+    _, free = free_axes()
     if not free.issuperset(SEQUENCE):
         return False
-    size = math.prod(mesh.shape[a] for a in SEQUENCE)
+    size = num_devices(SEQUENCE)
     return size > 1 and q.shape[1] % size == 0 and k.shape[1] % size == 0
-
-
-def _mesh() -> tuple[AbstractMesh, set[str]]:
-    """The current mesh and those of its axes that no `shard_map` around has taken."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return mesh, {a for a, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual}
 
 
 def _specs(q, k, v, mask, rotary, bias, *, rows, queries, keys, heads) -> tuple:
@@ -83,12 +72,3 @@ def _specs(q, k, v, mask, rotary, bias, *, rows, queries, keys, heads) -> tuple:
     if bias is not None:
         bias = P(rows if bias.shape[0] == q.shape[0] else None, heads, queries)
     return P(rows, queries, heads), kv, kv, IntervalMask(P(rows, queries), P(rows, queries)), rotary, bias
-
-
-def _axes(mesh: AbstractMesh, free: set[str], names: Sequence[str], size: int) -> tuple[str, ...]:
-    """Those of `names` that the mesh has free, as long as `size` is a multiple of their devices."""
-    axes = ()
-    for name in names:
-        if name in free and size % math.prod(mesh.shape[a] for a in (*axes, name)) == 0:
-            axes += (name,)
-    return axes
