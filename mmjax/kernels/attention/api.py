@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.kernels.attention import blockwise as blocks
+from mmjax.kernels.attention import pallas_gpu as gpu
 from mmjax.kernels.attention import pallas_tpu as tpu
 from mmjax.kernels.attention.blockwise import blockwise
 from mmjax.kernels.attention.mask import IntervalMask
@@ -64,6 +65,7 @@ def _worth_blocks(q: jax.Array, k: jax.Array, *args, **kwargs) -> bool:
 # In order of preference. The last one computes everything.
 IMPLEMENTATIONS = (
     Implementation("pallas_tpu", tpu.pallas_tpu, tpu.refuse, tpu.suits, passes=Passes(tpu.forward, tpu.backward)),
+    Implementation("pallas_gpu", gpu.pallas_gpu, gpu.refuse, gpu.suits, passes=Passes(gpu.forward, gpu.backward)),
     Implementation("blockwise", blockwise, refuse=_without_blocks, suits=_worth_blocks,
                    passes=Passes(blocks.forward, blocks.backward)),
     Implementation("reference", reference, refuse=_never, suits=_always),

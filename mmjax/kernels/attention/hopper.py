@@ -1,0 +1,180 @@
+"""What the Hopper kernels share: sizes of tiles, products on the tensor cores, logits of a tile, lists of tiles.
+
+A kernel runs one thread block per block of queries (or keys). Its last warpgroup only moves data: it walks the list of
+the tiles that hold a visible pair, and copies each tile's blocks from global to shared memory, `stages` ahead. The
+others compute, 64 rows each. Barriers say when a buffer is full and when all of them are done with it.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from mmjax.kernels.attention import tiles as tiling
+from mmjax.kernels.attention.mask import IntervalMask
+
+LOWEST = -1e30  # logit of a hidden key; finite, so that a row without keys has no inf - inf
+LOG2_E = math.log2(math.e)
+GROUP_ROWS = 64  # rows of one warpgroup: those of a wgmma instruction
+COMPUTE_REGISTERS, LOAD_REGISTERS = 240, 24  # of a thread; two warpgroups of the one and one of the other fill an SM
+FULL_BIT = 1  # of an entry of a tile list
+
+
+class Form(NamedTuple):
+    """What is fixed when a kernel is compiled.
+
+    Attributes:
+        scale: factor of the logits.
+        soft_cap: bound of the logits, or None.
+        interpret: parameters of the interpreter, or None to compile for a GPU.
+    """
+
+    scale: float
+    soft_cap: float | None
+    interpret: Any = None
+
+
+class TileList(NamedTuple):
+    """The tiles that each block of a kernel's grid visits; entry = other block << 1 | whether every pair is visible.
+
+    Attributes:
+        entries: int32[B, I, J].
+        count: int32[B, I] valid entries of a list.
+    """
+
+    entries: jax.Array
+    count: jax.Array
+
+
+def tile_list(
+    mask: IntervalMask, num_keys: int, block_queries: int, block_keys: int, by_keys: bool = False
+) -> TileList:
+    """Lists the visible tiles per block of queries, or per block of keys."""
+    visible, full = tiling.tiles(mask, num_keys, block_queries, block_keys)
+    if by_keys:
+        visible, full = visible.swapaxes(1, 2), full.swapaxes(1, 2)
+    table, count = tiling.lists(visible)
+    return TileList(table << 1 | jnp.take_along_axis(full, table, -1), count)
+
+
+def walk(entries, count: jax.Array, body: Callable, state: Any, repeats: int = 1) -> Any:
+    """Folds `body(step, block, full, state)` over a tile list (ref int32[J]), `repeats` times.
+
+    The next entry is read one step ahead: it has come from memory when it is wanted.
+    """
+
+    def step(i, carry):
+        entry, state = carry
+        return entries[lax.rem(i + 1, count)], body(i, entry >> 1, (entry & FULL_BIT) == 1, state)
+
+    return lax.fori_loop(0, count * repeats, step, (entries[0], state))[1]
+
+
+def drain(num_steps: jax.Array, stages: int, *freed) -> None:
+    """Waits until the last tiles are done with, so that every arrival at a barrier has been seen."""
+
+    @pl.loop(jnp.maximum(num_steps - stages, 0), num_steps)
+    def step(i):
+        for barrier in freed:
+            plgpu.barrier_wait(barrier.at[lax.rem(i, stages)])
+
+
+def load_key_tiles(k, v, smem, filled, freed, entries, count, where: Callable) -> None:
+    """The loading warpgroup's work when queries stay and keys stream past.
+
+    Args:
+        k, v: refs of all keys and values.
+        smem: refs [stages, keys, H] for either.
+        filled, freed: barriers for either, `stages` each.
+        entries, count: tile list.
+        where: index into `k` and `v` of a block of keys.
+    """
+    stages = smem[0].shape[0]
+
+    def tile(step, at, full, _):
+        slot = lax.rem(step, stages)
+        for ref, buffer, fill, free in zip((k, v), smem, filled, freed, strict=True):
+
+            @pl.when(step >= stages)
+            def wait(free=free):
+                plgpu.barrier_wait(free.at[slot])
+
+            plgpu.copy_gmem_to_smem(ref.at[where(at)], buffer.at[slot], fill.at[slot])
+
+    walk(entries, count, tile, None)
+    drain(count, stages, *freed)
+
+
+def transposed(ref):
+    """A ref of shared memory with its two axes swapped."""
+    return ref.T if hasattr(ref, "T") else plgpu.transpose_ref(ref, (1, 0))
+
+
+def product(form: Form, a, b, onto=None, meanwhile: Callable[[], None] = lambda: None) -> jax.Array:
+    """float32 a @ b, plus `onto`, on the tensor cores.
+
+    Args:
+        a: ref of shared memory, or an array in registers.
+        b: ref of shared memory.
+        onto: float32 array in registers, or None.
+        meanwhile: called between issuing the product and waiting for it.
+    """
+    if form.interpret is not None:  # the interpreter has no wgmma on registers
+        out = jnp.dot(a[...], b[...], preferred_element_type=jnp.float32)
+        meanwhile()
+        return out if onto is None else onto + out
+
+    def issue(acc):
+        plgpu.wgmma(acc, a, b)
+        meanwhile()
+
+    if onto is not None:
+        return pl.run_state(issue)(plgpu.ACC.init(onto))
+
+    def fresh(acc):
+        issue(acc)
+        return acc[...]
+
+    return pl.run_scoped(fresh, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
+
+
+def rows(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """One value a row, repeated along the columns."""
+    return lax.broadcast_in_dim(x, shape, [0])
+
+
+def columns(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """One value a column, repeated along the rows."""
+    return lax.broadcast_in_dim(x, shape, [1])
+
+
+def capped(form: Form, logits: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """Raw products as logits in powers of two, and the slope of the soft cap (None without one)."""
+    if form.soft_cap is None:
+        return logits * (form.scale * LOG2_E), None
+    grown = jnp.exp2(logits * (2 * LOG2_E * form.scale / form.soft_cap))
+    bent = 1 - 2 / (1 + grown)  # tanh; the instruction for it has only 11 bits
+    return bent * (form.soft_cap * LOG2_E), 1 - bent * bent
+
+
+def hide(logits: jax.Array, full: jax.Array, start: jax.Array, stop: jax.Array, first_key, key_axis: int) -> jax.Array:
+    """The logits of a tile with LOWEST where a query does not see the key; untouched where the tile is full."""
+    spread = (columns, rows)[key_axis]
+
+    def masked(logits):
+        shape = logits.shape
+        key = lax.broadcasted_iota(jnp.int32, shape, key_axis) + first_key
+        visible = (spread(start, shape) <= key) & (key < spread(stop, shape))
+        return jnp.where(visible, logits, LOWEST)
+
+    return lax.cond(full, lambda logits: logits, masked, logits)
+
+
+def compiler_params() -> plgpu.CompilerParams:
+    """Fast exponentials; the default of the lowering differs between versions of JAX."""
+    return plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup)

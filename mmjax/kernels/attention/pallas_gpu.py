@@ -1,0 +1,206 @@
+"""Attention on Hopper GPUs through Pallas' Mosaic GPU lowering: wgmma, bulk copies, warp specialisation.
+
+Tiles without a visible pair are neither loaded nor computed, forward and backward. Letters beside those of the
+library: I blocks of 128 queries.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mmjax.kernels.attention import hopper, hopper_backward, hopper_forward
+from mmjax.kernels.attention import tiles as tiling
+from mmjax.kernels.attention.hopper import GROUP_ROWS, LOG2_E, LOWEST, Form
+from mmjax.kernels.attention.mask import IntervalMask
+from mmjax.kernels.attention.rotary import Rotary
+
+BLOCK_QUERIES = 2 * GROUP_ROWS
+SHARED_BYTES = 227 * 1024  # of a thread block on compute capability 9.0
+DTYPES = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
+
+
+def pallas_gpu(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    mask: IntervalMask,
+    rotary: Rotary | None,
+    bias: None,
+    scale: float,
+    soft_cap: float | None,
+    interpret: Any = None,
+) -> jax.Array:
+    """Computes softmax(cap(scale q k^T)) v over the visible keys; arguments and result as in `api.attention`.
+
+    Args:
+        interpret: None, or `plgpu.InterpretGPUParams` to run on a CPU.
+    """
+    return _attend(q, k, v, mask, rotary, Form(scale, soft_cap, interpret))
+
+
+def refuse(q, k, v, *, bias, **arguments) -> str | None:
+    """Why this machine or this kernel cannot compute the call, or None."""
+    capability = _capability()
+    if capability is None or not capability.startswith("9."):
+        found = "no GPU" if capability is None else f"compute capability {capability}"
+        return f"it needs a GPU of compute capability 9.x (Hopper), there is {found}"
+    if bias is not None:
+        return "it has no bias"
+    return refuse_arrays(q, k, v)
+
+
+def refuse_arrays(q, k, v) -> str | None:
+    """The part of `refuse` that any machine can answer."""
+    if len({q.dtype, k.dtype, v.dtype}) > 1 or q.dtype not in DTYPES:
+        return f"q {q.dtype}, k {k.dtype} and v {v.dtype} must all be bfloat16 or all float16, for the tensor cores"
+    if not 16 <= q.shape[-1] <= 256:
+        return f"head_dim={q.shape[-1]} must be from 16 to 256: other tiles do not fit in registers"
+    if q.size == 0 or k.size == 0:
+        return f"q {list(q.shape)} and k {list(k.shape)} have nothing to cut into blocks"
+    return None
+
+
+def suits(*args, **kwargs) -> bool:
+    """Wherever it can compute the call, it is the fastest."""
+    return True
+
+
+@functools.cache
+def _capability() -> str | None:
+    if jax.default_backend() != "gpu":
+        return None
+    return getattr(jax.local_devices()[0], "compute_capability", None)
+
+
+class Stream(NamedTuple):
+    """What streams past the block that a kernel keeps: `size` keys (or queries) of a tile, `stages` tiles in flight."""
+
+    size: int
+    stages: int
+
+
+class Sizes(NamedTuple):
+    """Sizes of the tiles of each kernel.
+
+    Attributes:
+        forward, backward_queries: keys that stream past 128 queries.
+        backward_keys: queries that stream past 64 or 128 keys.
+        pair_heads: see `hopper_backward.backward_keys`.
+        wanted: the launches of `hopper_backward.backward_keys`.
+    """
+
+    forward: Stream
+    backward_queries: Stream
+    backward_keys: Stream
+    pair_heads: bool
+    wanted: tuple[str, ...]
+
+
+def sizes(num_queries: int, num_keys: int, num_kv_heads: int, head_dim: int) -> Sizes:
+    """Tiles that fit in shared memory and registers.
+
+    Where queries and keys are different sequences, tiles have 64 keys: those of one image in Flamingo.
+    """
+    narrow = num_queries != num_keys
+    head_dim += -head_dim % 16
+    held = 4 * GROUP_ROWS * head_dim * 2  # queries and cotangents, or keys and values, of two warpgroups
+
+    def fit(block: int, held: int, lanes: int = 1) -> Stream:
+        tile = 2 * lanes * block * head_dim * 2
+        return Stream(block, min((SHARED_BYTES - 8192 - held) // tile, 4))
+
+    pair_heads = narrow and num_kv_heads % 2 == 0 and head_dim <= 128
+    return Sizes(
+        forward=fit(64 if narrow or head_dim > 128 else 128, held // 2),
+        backward_queries=fit(128 if not narrow and head_dim <= 64 else 64, held),
+        backward_keys=fit(64, held, lanes=2 if pair_heads else 1),
+        pair_heads=pair_heads,
+        wanted=("kv",) if head_dim <= 128 else ("k", "v"),
+    )
+
+
+def tile_lists(mask: IntervalMask, num_keys: int, sizes: Sizes) -> tuple[hopper.TileList, ...]:
+    """The tiles that the three kernels visit: forward, gradient of the queries, gradient of keys and values."""
+    keys = GROUP_ROWS if sizes.pair_heads else BLOCK_QUERIES
+    return (
+        hopper.tile_list(mask, num_keys, BLOCK_QUERIES, sizes.forward.size),
+        hopper.tile_list(mask, num_keys, BLOCK_QUERIES, sizes.backward_queries.size),
+        hopper.tile_list(mask, num_keys, sizes.backward_keys.size, keys, by_keys=True),
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attend(q, k, v, mask, rotary, form):
+    return _forward(q, k, v, mask, rotary, form)[0]
+
+
+def _attend_forward(q, k, v, mask, rotary, form):
+    out, lse = _forward(q, k, v, mask, rotary, form)
+    return out, (q, k, v, mask, rotary, out, lse)
+
+
+def _attend_backward(form, saved, d_out):
+    return *_backward(*saved, d_out, form), None, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def forward(q, k, v, *, mask, rotary, bias, scale, soft_cap) -> tuple[jax.Array, jax.Array]:
+    """One visit of `ring.Passes.forward`."""
+    return _forward(q, k, v, mask, rotary, Form(scale, soft_cap))
+
+
+def backward(q, k, v, out, lse, d_out, *, mask, rotary, bias, scale, soft_cap):
+    """One visit of `ring.Passes.backward`."""
+    return *_backward(q, k, v, mask, rotary, out, lse, d_out, Form(scale, soft_cap)), None
+
+
+def _forward(q, k, v, mask, rotary, form: Form) -> tuple[jax.Array, jax.Array]:
+    """[B, T, N, H] output and float32[B, N, T] log-sum-exp of the logits; LOWEST for a row without keys."""
+    (_, t, _, h), plan = q.shape, sizes(q.shape[1], *k.shape[1:])
+    mask = tiling.clip(mask, k.shape[1])  # before padding: nobody sees a key that only fills up
+    tiles = tile_lists(mask, k.shape[1], plan)[0]
+    q, k, v = _pad(_turn(q, rotary, "q")), _pad(_turn(k, rotary, "k")), _pad(v)
+    out, lse = hopper_forward.forward(form, q, k, v, _bounds(mask), tiles, **plan.forward._asdict())
+    return out[:, :t, :, :h], jnp.where(lse > -LOWEST / 2, LOWEST, lse / LOG2_E)[..., :t]
+
+
+def _backward(q, k, v, mask, rotary, out, lse, d_out, form: Form) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gradients of q, k and v."""
+    (_, t, _, h), s, plan = q.shape, k.shape[1], sizes(q.shape[1], *k.shape[1:])
+    mask = tiling.clip(mask, s)
+    _, by_queries, by_keys = tile_lists(mask, s, plan)
+    delta = jnp.einsum("btnh,btnh->bnt", d_out, out, preferred_element_type=jnp.float32)
+    stats = jnp.stack([jnp.where(lse < LOWEST / 10, -LOWEST, lse * LOG2_E), delta], 2)
+    bounds = _bounds(mask)
+    stats = jnp.pad(stats, ((0, 0), (0, 0), (0, 0), (0, bounds.shape[2] - t)))
+    (q, turn_back_q), (k, turn_back_k) = (
+        jax.vjp(functools.partial(_turn, rotary=rotary, side=side), x) for x, side in ((q, "q"), (k, "k"))
+    )
+    args = form, _pad(q), _pad(k), _pad(v), _pad(d_out.astype(v.dtype)), bounds, stats
+    d_q = hopper_backward.backward_queries(*args, by_queries, **plan.backward_queries._asdict())
+    keys = functools.partial(hopper_backward.backward_keys, *args, by_keys, pair_heads=plan.pair_heads)
+    d_k, d_v = (d for wanted in plan.wanted for d in keys(wanted=wanted, **plan.backward_keys._asdict()))
+    return turn_back_q(d_q[:, :t, :, :h])[0], turn_back_k(d_k[:, :s, :, :h])[0], d_v[:, :s, :, :h]
+
+
+def _turn(x: jax.Array, rotary: Rotary | None, side: str) -> jax.Array:
+    """Queries or keys turned by their positions."""
+    if rotary is None:
+        return x
+    return rotary.rotate_q(x) if side == "q" else rotary.rotate_k(x)
+
+
+def _pad(x: jax.Array) -> jax.Array:
+    """[B, T, N, H] with T a multiple of 8, as tiles of shared memory want it, and H of 16, as wgmma does."""
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % 8), (0, 0), (0, -x.shape[3] % 16)))
+
+
+def _bounds(mask: IntervalMask) -> jax.Array:
+    """int32[B, 2, I * 128] start and stop; the queries that fill up the last block see nothing."""
+    bounds = jnp.stack(mask, 1)
+    return jnp.pad(bounds, ((0, 0), (0, 0), (0, -bounds.shape[2] % BLOCK_QUERIES)))

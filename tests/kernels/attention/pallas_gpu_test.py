@@ -1,0 +1,176 @@
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from mmjax.kernels.attention import attention, pallas_gpu
+from mmjax.kernels.attention import mask as masks
+from mmjax.kernels.attention.mask import IntervalMask
+from mmjax.kernels.attention.reference import reference
+
+SCALE = 0.3
+interpreted = pytest.mark.skipif(
+    not hasattr(plgpu, "InterpretGPUParams"), reason="the Mosaic GPU interpreter is complete from jax 0.11 on"
+)
+
+
+def interpreter(**params):
+    return functools.partial(pallas_gpu.pallas_gpu, interpret=plgpu.InterpretGPUParams(**params))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def value_and_grads(run, soft_cap, q, k, v, mask, rotary, d_out):
+    """The output, and the gradients with respect to q, k and v."""
+    call = functools.partial(run, mask=mask, rotary=rotary, bias=None, scale=SCALE, soft_cap=soft_cap)
+    out, vjp = jax.vjp(call, q, k, v)
+    return out, vjp(d_out)
+
+
+def apply(run, case, rotary=None, soft_cap=None):
+    mask = IntervalMask(case.start, case.stop)
+    return value_and_grads(run, soft_cap, case.q, case.k, case.v, mask, rotary, case.d_out)
+
+
+def cast(case, dtype):
+    return case._replace(**{name: jnp.asarray(getattr(case, name), dtype) for name in ("q", "k", "v", "d_out")})
+
+
+def assert_close(got, want, tolerance):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        size = max(float(jnp.abs(b).max()), 1)
+        np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=0, atol=tolerance * size)
+
+
+# (B, T, S, N, K, H), dtype, bound of the logits
+CASES = [
+    ((1, 150, 150, 2, 1, 32), jnp.bfloat16, None),      # two blocks of queries, keys shared by two heads
+    ((1, 70, 130, 4, 2, 72), jnp.float16, 2.0),         # padded head, heads in pairs, soft cap
+    ((2, 1, 40, 1, 1, 48), jnp.bfloat16, None),         # one query
+    ((1, 64, 64, 1, 1, 160), jnp.bfloat16, None),       # keys and values in launches of their own
+]
+
+
+@interpreted
+@pytest.mark.parametrize("shape, dtype, soft_cap", CASES)
+def test_values_and_gradients_match(random_case, attention_loop, shape, dtype, soft_cap):
+    case = cast(random_case(shape), dtype)
+    got = apply(interpreter(), case, soft_cap=soft_cap)
+    chex.assert_type(jax.tree.leaves(got), dtype)
+    eps = float(jnp.finfo(dtype).eps)
+    assert_close(got[0], attention_loop(case, SCALE, soft_cap), eps)
+    assert_close(got[1], apply(reference, cast(case, jnp.float32), soft_cap=soft_cap)[1], 2 * eps)
+
+
+@interpreted
+def test_tiles_that_nobody_sees_are_not_read_and_nothing_races(random_case):
+    """A NaN that is read shows: 0 * NaN is NaN. Queries 128 and up see nothing; the others two tiles out of four."""
+    case = cast(random_case((1, 200, 256, 2, 2, 32)), jnp.bfloat16)
+    hidden_key, blind = (np.arange(256) < 64) | (np.arange(256) >= 192), np.arange(200) >= 128
+    k, v = (jnp.where(hidden_key[:, None, None], jnp.nan, x) for x in (case.k, case.v))
+    q = jnp.where(blind[:, None, None], jnp.nan, case.q)
+    start = np.where(np.arange(200) % 3, 70, 100)[None].astype(np.int32)
+    case = case._replace(q=q, k=k, v=v, start=start, stop=np.where(blind, start, 190).astype(np.int32))
+    out, (d_q, d_k, d_v) = apply(interpreter(detect_races=True), case)
+    chex.assert_tree_all_finite((out, d_q, d_k, d_v))
+    for rows in (out[:, blind], d_q[:, blind], d_k[:, hidden_key], d_v[:, hidden_key]):
+        np.testing.assert_array_equal(rows, 0)
+    assert (out[:, ~blind] != 0).any(-1).all() and (d_k[:, 70:190] != 0).any(-1).all()
+
+
+@interpreted
+def test_queries_without_keys_give_exactly_zero_and_repeats_are_bit_equal(random_case):
+    case = cast(random_case((1, 72, 64, 2, 2, 16)), jnp.bfloat16)
+    case = case._replace(stop=np.where(np.arange(72) % 5, case.stop, case.start - 1).astype(np.int32))
+    got, again = apply(interpreter(), case), apply(interpreter(), case)
+    chex.assert_trees_all_equal(got, again)
+    chex.assert_tree_all_finite(got)
+    for rows in (got[0], got[1][0]):
+        np.testing.assert_array_equal(rows[:, ::5], 0)
+
+
+T = 700
+SEGMENTS = np.array([[1] * 300 + [2] * 57 + [3] * 220 + [0] * 123, [1] * T], np.int32)
+IMAGES = np.sort(np.random.default_rng(0).integers(-1, 5, (2, T), np.int32), axis=1)
+JUMPING = np.array([[-1] * 9 + [0] * 70 + [4] * 400 + [2] * 221] * 2, np.int32)  # two images in a block; one read again
+
+# mask, S
+MASKS = {
+    "causal": (masks.causal(SEGMENTS), T),
+    "full": (masks.full(SEGMENTS), T),
+    "prefix": (masks.prefix(SEGMENTS, 90), T),
+    "sliding_window": (masks.sliding_window(SEGMENTS, 50), T),
+    "left_padded": (masks.left_padded(np.array([0, 411]), T), T),
+    "per_image": (masks.per_image(IMAGES, 64), 320),
+    "per_image_jumping": (masks.per_image(JUMPING, 64), 320),
+    "all_keys": (masks.all_keys(2, T, np.array([50, 301])), 310),
+}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("name", MASKS)
+def test_tiles_visited_are_the_fewest_possible(name, head_dim):
+    mask, s = MASKS[name]
+    dense = np.asarray(masks.to_dense(mask, s))
+    sizes = pallas_gpu.sizes(T, s, 2, head_dim)
+    keys = 64 if sizes.pair_heads else 128
+    blocks = (128, sizes.forward.size), (128, sizes.backward_queries.size), (sizes.backward_keys.size, keys)
+    for tiles, (rows, columns) in zip(pallas_gpu.tile_lists(mask, s, sizes), blocks, strict=True):
+        padded = np.pad(dense, ((0, 0), (0, -T % rows), (0, -s % columns)))
+        fewest = padded.reshape(2, -1, rows, padded.shape[2] // columns, columns).any((2, 4)).sum()
+        assert tiles.count.sum() == fewest
+
+
+def test_small_images_are_tiles_of_their_own():
+    """Flamingo: 2,048 tokens and 5 images of 64; a text tile of one image is 1/5 of the keys."""
+    sizes = pallas_gpu.sizes(2048, 320, 8, 128)
+    assert sizes.forward.size == sizes.backward_queries.size == 64 and sizes.pair_heads
+
+
+@pytest.mark.parametrize("change, reason", [
+    (dict(dtype=jnp.float32), "q float32, k float32 and v float32 must all be bfloat16 or all float16"),
+    (dict(h=8), "head_dim=8 must be from 16 to 256"),
+    (dict(h=264), "head_dim=264 must be from 16 to 256"),
+    (dict(t=0), r"q \[1, 0, 2, 64\] and k \[1, 5, 2, 64\] have nothing"),
+])
+def test_says_what_it_refuses(change, reason):
+    size = dict(t=4, h=64, dtype=jnp.bfloat16) | change
+    q, k = (jnp.zeros((1, length, 2, size["h"]), size["dtype"]) for length in (size["t"], 5))
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError(pallas_gpu.refuse_arrays(q, k, k))
+
+
+def test_is_refused_without_a_gpu():
+    x = jnp.zeros((1, 4, 2, 64), jnp.bfloat16)
+    with pytest.raises(ValueError, match=r"needs a GPU of compute capability 9.x \(Hopper\), there is no GPU"):
+        attention(x, x, x, mask=masks.all_keys(1, 4, 4), implementation="pallas_gpu")
+
+
+# HEAD_DIM,T,S,N,K: causal self-attention, Flamingo's cross-attention, every kind of padding
+COMPILED = ["64,2048,2048,16,16", "128,2048,2048,32,8", "128,2048,320,64,64", "96,257,257,16,16"]
+
+
+def test_compiles_for_an_h200_without_spills(tmp_path):
+    """In a process of its own: an architecture is fixed when a process first compiles for a GPU."""
+    pytest.importorskip("jax_cuda13_plugin", reason="the CUDA plugin compiles without a GPU; it is not installed")
+    root = Path(__file__).parents[3]
+    command = [sys.executable, Path(__file__).with_name("compile_hopper.py"), *COMPILED]
+    env = os.environ | {"PYTHONPATH": str(root), "XLA_FLAGS": "", "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for line in done.stdout.splitlines():
+        for kernel in json.loads(line)["kernels"]:
+            assert kernel["spilled_bytes"] == 0, line
+            assert kernel["registers"] <= 168, line             # of 384 threads; more do not fit on an SM
+            assert kernel["shared_bytes"] <= 227 * 1024, line
+            assert kernel["wgmma"] >= 8 and kernel["bulk_copies"] > 0, line
+    assert len(done.stdout.splitlines()) == len(COMPILED)
