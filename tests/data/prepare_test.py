@@ -6,7 +6,7 @@ from mmjax.data.config import DataSetConfig, Source
 from mmjax.data.documents import DocumentSource
 from mmjax.data.prepare import DataConfig, Prepare, prepare
 
-OPTIONS = dict(image_size=16, pages=6, held_out_pages=2, train_classes=8, held_out_classes=8, ways=[2, 3])
+OPTIONS = dict(image_size=16, pages=6, held_out_pages=2, compositions=[8, 8], glyphs=[8, 8], ways=[2, 3])
 
 
 def config(folder, **options):
@@ -27,8 +27,8 @@ def test_it_builds_once_and_refuses_another_build_in_the_same_folder(tmp_path):
 
 @pytest.mark.parametrize("item, words", [
     (dict(bindins=Prepare("x")), "'bindins', which is no builder; known: first_light, bindings"),
-    (dict(bindings=Prepare("x", dict(paegs=3))), "bindings has no option 'paegs'; known: kind, .*pages"),
-    (dict(bindings=Prepare("x", dict(kind="cats"))), "kind='cats'"),
+    (dict(bindings=Prepare("x", dict(paegs=3))), "bindings has no option 'paegs'; known: compositions, .*pages"),
+    (dict(bindings=Prepare("x", dict(shots=[0, 2]))), r"shots=\(0, 2\)"),
 ])
 def test_what_cannot_be_built_is_refused_with_the_config(item, words):
     with pytest.raises(ValueError, match=words):

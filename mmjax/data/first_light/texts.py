@@ -59,18 +59,11 @@ def described_scenes(rng: np.random.Generator) -> str:
     return "\n".join(lines)
 
 
-def bindings(rng: np.random.Generator, ways=(2, 4), shots=(1, 4), labels: tuple[str, ...] = WORDS) -> str:
-    """Things given made-up names that hold for this page: "a red star is dax. a blue ring is wug. a red star is dax."
-
-    Args:
-        rng: source of everything random.
-        ways: fewest and most different things.
-        shots: fewest and most times that each is named before one of them is named once more.
-        labels: the names; those of a page differ in their first letters.
-    """
-    count = rng.integers(ways[0], ways[1] + 1)
-    names, things = draw_labels(labels, count, rng), _things(count, rng)
-    order = rng.permutation(np.repeat(np.arange(count), rng.integers(shots[0], shots[1] + 1)))
+def bindings(rng: np.random.Generator) -> str:
+    """Things given names that hold for this page: "a red star is dax. a blue ring is wug. a red star is dax."."""
+    count = rng.integers(2, 5)
+    names, things = draw_labels(WORDS, count, rng), _things(count, rng)
+    order = rng.permutation(np.repeat(np.arange(count), rng.integers(1, 5)))
     order = [*order, rng.integers(count)]
     if rng.random() < 0.3:
         return " ".join(f"{things[i]} is {names[i]}." for i in order)

@@ -4,15 +4,16 @@ import dataclasses
 import pytest
 
 from mmjax.data.documents import DocumentSource
-from mmjax.data.first_light import bindings, pages
+from mmjax.data.first_light import bindings, glyphs, pages
 
-TINY = bindings.BindingsConfig(train_classes=30, held_out_classes=10, pages=60, held_out_pages=20, held_out_shots=3,
-                               jitter=0.0)  # without jitter a class is one picture, so pictures tell classes
+# Without jitter a class is one picture, so pictures tell classes.
+TINY = bindings.BindingsConfig(compositions=(48, 16), glyphs=(30, 10), ways=(2, 4), pages=60, held_out_pages=20,
+                               held_out_shots=3, jitter=0.0)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bindings") / "glyphs"
+    folder = tmp_path_factory.mktemp("bindings") / "pages"
     bindings.write_bindings(folder, TINY, progress=False)
     return folder
 
@@ -26,20 +27,23 @@ def pictures(folder, name):
 
 
 @pytest.mark.quick
-def test_held_out_pictures_are_never_seen_in_training(folder):
-    train, held_out = pictures(folder, "train"), pictures(folder, "held_out")
-    assert len(train) == 30 and len(held_out) == 10 and not train & held_out
+@pytest.mark.parametrize(("family", "train", "held_out"), [("glyphs", 30, 10), ("compositions", 48, 16)])
+def test_held_out_pictures_are_never_seen_in_training(folder, family, train, held_out):
+    shown = pictures(folder, f"train_{family}")
+    unseen = pictures(folder, f"held_out_{family}")
+    assert 0.9 * train < len(shown) <= train and len(unseen) == held_out and not shown & unseen
+    assert family == "glyphs" or not pictures(folder, "captions") & unseen
 
 
 def test_keys_name_the_classes(folder):
-    classes = {name: {int(c) for d in read(folder, name) for c in d.key.split("/")[2].split(",")}
+    classes = {name: {int(c) for d in read(folder, f"{name}_glyphs") for c in d.key.split("/")[2].split(",")}
                for name in ("train", "held_out", "seen")}
     assert classes["train"] == set(range(30)) >= classes["seen"] and classes["held_out"] == set(range(30, 40))
 
 
 def test_a_label_means_one_class_on_a_page_and_another_on_the_next(folder):
     labels_of = collections.defaultdict(set)
-    for document in read(folder, "train") + read(folder, "held_out"):
+    for document in read(folder, "train_glyphs") + read(folder, "held_out_glyphs"):
         examples = pages.read_page(document)
         bound = {e.image: e.answer for e in examples}
         assert all(bound[e.image] == e.answer for e in examples)
@@ -51,7 +55,7 @@ def test_a_label_means_one_class_on_a_page_and_another_on_the_next(folder):
 
 def test_training_pages_weigh_only_what_can_be_known(folder):
     ways, shots = set(), set()
-    for document in read(folder, "train"):
+    for document in read(folder, "train_glyphs"):
         examples, seen = pages.read_page(document), set()
         for example, answer in zip(examples, document.segments[2::3], strict=True):
             assert answer.weight == float(example.answer in seen)
@@ -63,7 +67,7 @@ def test_training_pages_weigh_only_what_can_be_known(folder):
     assert ways == {2, 3, 4} and shots == {1, 2, 3, 4}
 
 
-@pytest.mark.parametrize("name", ["held_out", "seen"])
+@pytest.mark.parametrize("name", ["held_out_glyphs", "seen_glyphs"])
 def test_rounds_of_evaluation_pages_give_every_number_of_shots(folder, name):
     answers = collections.Counter()
     for document in read(folder, name):
@@ -77,10 +81,11 @@ def test_rounds_of_evaluation_pages_give_every_number_of_shots(folder, name):
     assert max(answers.values()) < 15  # the query is not always the same one of the first round
 
 
-def test_text_pages_have_the_same_vocabulary(folder):
-    documents = read(folder, "text")
-    assert len(documents) == 60 and all(len(d.segments) == 1 for d in documents)
-    assert not any("<" in d.segments[0].text for d in documents)
+def test_captions_say_what_a_composition_is(folder):
+    for document in read(folder, "captions"):
+        (example,) = pages.read_page(document)
+        shape, colour = glyphs.Compositions().parts(int(document.key.split("/")[2]))
+        assert example.answer == f" {colour} {shape}"
 
 
 def test_same_config_gives_the_same_bytes_and_another_seed_others(folder, tmp_path):
@@ -90,26 +95,18 @@ def test_same_config_gives_the_same_bytes_and_another_seed_others(folder, tmp_pa
     assert a == b and a.fingerprint != c.fingerprint
 
 
-def test_compositions_variant_hides_pairs(tmp_path):
-    config = dataclasses.replace(TINY, kind="compositions", train_classes=48, held_out_classes=16)
-    bindings.write_bindings(tmp_path / "c", config, progress=False)
-    train, held_out = pictures(tmp_path / "c", "train"), pictures(tmp_path / "c", "held_out")
-    assert len(held_out) == 16 and not train & held_out
-
-
 def test_first_weight(tmp_path):
     config = dataclasses.replace(TINY, pages=3, held_out_pages=1, first_weight=0.25)
     bindings.write_bindings(tmp_path / "w", config, progress=False)
-    assert {s.weight for d in read(tmp_path / "w", "train") for s in d.segments[2::3]} == {0.25, 1.0}
+    assert {s.weight for d in read(tmp_path / "w", "train_glyphs") for s in d.segments[2::3]} == {0.25, 1.0}
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (dict(kind="faces"), "kind='faces' must be one of glyphs, compositions"),
     (dict(ways=(4, 2)), r"ways=\(4, 2\)"),
     (dict(shots=(0, 2)), r"shots=\(0, 2\)"),
     (dict(labels=("dax", "dop", "wug", "zep")), "3 different first letters; pages of 4 classes"),
-    (dict(held_out_classes=3), "held_out_classes=3 must be at least 4"),
-    (dict(kind="compositions", train_classes=60), "= 70 exceeds the 64"),
+    (dict(glyphs=(30, 3)), r"glyphs=\(30, 3\) must be at least \(4, 4\)"),
+    (dict(compositions=(60, 10)), "70 classes and exceed the 64"),
 ])
 def test_bad_config(change, message):
     with pytest.raises(ValueError, match=message):
