@@ -23,7 +23,9 @@ def chunked(hidden, matrix, targets, weights, *, vocab_axis: int) -> tuple[jax.A
     devices = num_devices(vocab)
     first_words = matrix.shape[vocab_axis] // devices * jnp.arange(devices, dtype=jnp.int32)
     split = Split(vocab_axis, vocab if devices > 1 else ())
-    everyone = rows + sequence
+    _, free = free_axes()
+    alone = num_devices(free) == 1
+    everyone = () if alone else rows + sequence
 
     def local(run: Callable, with_grads: bool, first_word, hidden, matrix, targets, weights):
         (b, t, d), n = hidden.shape, targets.size
@@ -38,8 +40,7 @@ def chunked(hidden, matrix, targets, weights, *, vocab_axis: int) -> tuple[jax.A
 
     def on_devices(run: Callable, with_grads: bool, *args):
         call = functools.partial(local, run, with_grads)
-        _, free = free_axes()
-        if num_devices(free) == 1:
+        if alone:
             return call(first_words, *args)
         laid_out = first_words, *args
         specs = P(vocab), tokens, words, tokens, tokens

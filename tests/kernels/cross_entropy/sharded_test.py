@@ -10,6 +10,7 @@ from mmjax.kernels.cross_entropy import cross_entropy
 
 AXES = ("data", "fsdp", "model", "seq")
 SIZES = {
+    "nothing": {},
     "tokens": dict(data=2, fsdp=2, seq=2),
     "tokens and words": dict(fsdp=2, model=2, seq=2),
     "words": dict(model=8),
