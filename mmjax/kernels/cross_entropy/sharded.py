@@ -24,7 +24,7 @@ def chunked(hidden, matrix, targets, weights, *, vocab_axis: int) -> tuple[jax.A
     first_words = matrix.shape[vocab_axis] // devices * jnp.arange(devices, dtype=jnp.int32)
     split = Split(vocab_axis, vocab if devices > 1 else ())
     _, free = free_axes()
-    alone = num_devices(free) == 1
+    alone = num_devices(free) == 1 and not is_explicit()
     everyone = () if alone else rows + sequence
 
     def local(run: Callable, with_grads: bool, first_word, hidden, matrix, targets, weights):
