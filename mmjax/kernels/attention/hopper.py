@@ -22,6 +22,7 @@ LOWEST = -1e30  # logit of a hidden key; finite, so that a row without keys has 
 LOG2_E = math.log2(math.e)
 GROUP_ROWS = 64  # rows of one warpgroup: those of a wgmma instruction
 COMPUTE_REGISTERS, LOAD_REGISTERS = 240, 24  # of a thread; two warpgroups of the one and one of the other fill an SM
+MAX_EXPONENT = 120.0  # of an xPos scale
 FULL_BIT = 1  # of an entry of a tile list
 
 
@@ -37,6 +38,23 @@ class Form(NamedTuple):
     scale: float
     soft_cap: float | None
     interpret: Any = None
+
+
+class XPos(NamedTuple):
+    """What xPos needs in a kernel. Queries and keys come turned, and scaled from the centre of their 64 tokens.
+
+    The rest of the scale is one factor a feature for a pair of blocks, so that no number grows with the sequence: only
+    with the positions that differ within 64 tokens, and with the distance of a pair that sees each other.
+
+    Attributes:
+        log_zeta: float32[H] logarithm (base 2) of a feature's scale per position.
+        q_centers: int32[B, I * 2] centre of every 64 queries.
+        k_centers: int32[B, J] centre of every 64 keys, J even.
+    """
+
+    log_zeta: jax.Array
+    q_centers: jax.Array
+    k_centers: jax.Array
 
 
 class TileList(NamedTuple):
@@ -141,6 +159,32 @@ def product(form: Form, a, b, onto=None, meanwhile: Callable[[], None] = lambda:
         return acc[...]
 
     return pl.run_scoped(fresh, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
+
+
+def scaled(xpos, x, q_block, k_block):
+    """The block that a warpgroup keeps, as the left side of a product with block `k_block` (or `q_block`).
+
+    Args:
+        xpos: refs of `XPos` (centres of one row), or () without xPos.
+        x: ref[64, H] of shared memory.
+
+    Returns:
+        `x` and None without xPos; else `x` scaled, in registers, and the scale float32[H].
+    """
+    if not xpos:
+        return x, None
+    log_zeta, q_centers, k_centers = xpos
+    distance = (q_centers[q_block] - k_centers[k_block]).astype(jnp.float32)
+    exponent = plgpu.load(log_zeta, optimized=False) * distance
+    scale = jnp.exp2(jnp.minimum(jnp.maximum(exponent, -MAX_EXPONENT), MAX_EXPONENT))
+    return (x[...].astype(jnp.float32) * columns(scale, x.shape)).astype(x.dtype), scale
+
+
+def add_product(form: Form, total: jax.Array, a, b, scale: jax.Array | None) -> jax.Array:
+    """total + (a @ b) with its columns scaled."""
+    if scale is None:
+        return product(form, a, b, onto=total)
+    return total + product(form, a, b) * columns(scale, total.shape)
 
 
 def rows(x: jax.Array, shape: tuple[int, int]) -> jax.Array:

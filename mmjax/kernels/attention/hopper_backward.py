@@ -15,16 +15,18 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from mmjax.kernels.attention import hopper
-from mmjax.kernels.attention.hopper import GROUP_ROWS, Form, TileList, columns, rows
+from mmjax.kernels.attention.hopper import GROUP_ROWS, Form, TileList, XPos, columns, rows
 
 GROUPS = 2
 
 
-def backward_queries(form: Form, q, k, v, d_out, bounds, stats, tiles: TileList, *, size: int, stages: int):
+def backward_queries(
+    form: Form, q, k, v, d_out, bounds, stats, tiles: TileList, xpos: XPos | tuple[()], *, size: int, stages: int
+):
     """Gradient with respect to the queries, [B, T, N, H] in their dtype.
 
     Args:
-        form, q, k, v, bounds, tiles, size, stages: see `hopper_forward.forward`.
+        form, q, k, v, bounds, tiles, xpos, size, stages: see `hopper_forward.forward`.
         d_out: [B, T, N, H] cotangent of the output, in the dtype of `q`.
         stats: float32[B, N, 2, I * 128] log-sum-exp, and the products of output and cotangent.
     """
@@ -33,11 +35,13 @@ def backward_queries(form: Form, q, k, v, d_out, bounds, stats, tiles: TileList,
     num_blocks = tiles.count.shape[1]
     shape = (GROUP_ROWS, size)
 
-    def kernel(q, k, v, d_out, bounds, stats, entries, count, d_q, buffers, q_full, k_full, v_full, k_free, v_free):
+    def kernel(q, k, v, d_out, bounds, stats, entries, count, *refs):
+        scales, (d_q, buffers, q_full, k_full, v_full, k_free, v_free) = refs[: len(xpos)], refs[len(xpos) :]
         q_smem, d_out_smem, bounds_smem, stats_smem, k_smem, v_smem = buffers
         row, head, group = lax.axis_index("row"), lax.axis_index("head"), lax.axis_index("group")
         block = num_blocks - 1 - lax.axis_index("block")  # causal rows grow: the longest lists start first
         entries, count = entries.at[row, block], count[row, block]
+        scales = scales and (scales[0], *(centers.at[row] for centers in scales[1:]))
 
         @pl.when(group == GROUPS)
         def load():
@@ -50,7 +54,8 @@ def backward_queries(form: Form, q, k, v, d_out, bounds, stats, tiles: TileList,
         @pl.when(group < GROUPS)
         def compute():
             plgpu.set_max_registers(hopper.COMPUTE_REGISTERS, action="increase")
-            mine = pl.ds(block * (GROUPS * GROUP_ROWS) + group * GROUP_ROWS, GROUP_ROWS)
+            place = block * GROUPS + group
+            mine = pl.ds(place * GROUP_ROWS, GROUP_ROWS)
             queries, d_out_rows = q_smem.at[group], d_out_smem.at[group]
             plgpu.copy_gmem_to_smem(q.at[row, mine, head], queries, q_full.at[group])
             plgpu.copy_gmem_to_smem(d_out.at[row, mine, head], d_out_rows, q_full.at[group])
@@ -62,8 +67,9 @@ def backward_queries(form: Form, q, k, v, d_out, bounds, stats, tiles: TileList,
 
             def tile(step, at, full, d_q):
                 slot = lax.rem(step, stages)
+                left, scale = hopper.scaled(scales, queries, place, at)
                 plgpu.barrier_wait(k_full.at[slot])
-                logits = hopper.product(form, queries, hopper.transposed(k_smem.at[slot]))
+                logits = hopper.product(form, left, hopper.transposed(k_smem.at[slot]))
                 logits, slope = hopper.capped(form, logits)
                 logits = hopper.hide(logits, full, start, stop, at * size, key_axis=1)
                 weights = jnp.exp2(logits - rows(lse, shape))
@@ -72,8 +78,8 @@ def backward_queries(form: Form, q, k, v, d_out, bounds, stats, tiles: TileList,
                 plgpu.barrier_arrive(v_free.at[slot])
                 d_logits = weights * (d_weights - rows(delta, shape))
                 if slope is not None:
-                    d_logits *= slope
-                d_q = hopper.product(form, d_logits.astype(k.dtype), k_smem.at[slot], onto=d_q)
+                    d_logits = jnp.where(weights > 0, d_logits * slope, 0.0)  # a hidden pair's slope may be NaN
+                d_q = hopper.add_product(form, d_q, d_logits.astype(k.dtype), k_smem.at[slot], scale)
                 plgpu.barrier_arrive(k_free.at[slot])
                 return d_q
 
@@ -103,12 +109,12 @@ def backward_queries(form: Form, q, k, v, d_out, bounds, stats, tiles: TileList,
         thread_name="group",
         compiler_params=hopper.compiler_params(),
         interpret=form.interpret,
-    )(q, k, v, d_out, bounds, stats, tiles.entries, tiles.count)
+    )(q, k, v, d_out, bounds, stats, *tiles, *xpos)
 
 
 def backward_keys(
-    form: Form, q, k, v, d_out, bounds, stats, tiles: TileList, *, size: int, stages: int, wanted: str,
-    pair_heads: bool,
+    form: Form, q, k, v, d_out, bounds, stats, tiles: TileList, xpos: XPos | tuple[()], *, size: int, stages: int,
+    wanted: str, pair_heads: bool,
 ):
     """Gradients with respect to keys and values, [B, S, K, H] each in their dtype, those that are wanted.
 
@@ -116,7 +122,7 @@ def backward_keys(
     read it, so nothing is summed across thread blocks.
 
     Args:
-        form, q, k, v, bounds, stages: see `hopper_forward.forward`.
+        form, q, k, v, bounds, xpos, stages: see `hopper_forward.forward`.
         d_out, stats: see `backward_queries`.
         tiles: lists of blocks of queries by block of keys.
         size: queries of a tile.
@@ -132,11 +138,13 @@ def backward_keys(
     want_k, want_v = "k" in wanted, "v" in wanted
 
     def kernel(q, k, v, d_out, bounds, stats, entries, count, *refs):
+        scales, refs = refs[: len(xpos)], refs[len(xpos) :]
         outs, (buffers, k_full, q_full, d_out_full, free) = refs[: len(wanted)], refs[len(wanted) :]
         k_smem, v_smem, q_smem, d_out_smem, bounds_smem, stats_smem = buffers
         row, group = lax.axis_index("row"), lax.axis_index("group")
         block, head = lax.axis_index("block"), lax.axis_index("head") * num_lanes
         entries, count = entries.at[row, block], count[row, block]
+        scales = scales and (scales[0], *(centers.at[row] for centers in scales[1:]))
 
         @pl.when(group == GROUPS)
         def load():
@@ -164,7 +172,8 @@ def backward_keys(
         @pl.when(group < GROUPS)
         def compute():
             plgpu.set_max_registers(hopper.COMPUTE_REGISTERS, action="increase")
-            first = block * GROUP_ROWS if pair_heads else (block * GROUPS + group) * GROUP_ROWS
+            place = block if pair_heads else block * GROUPS + group
+            first = place * GROUP_ROWS
             mine = row, pl.ds(first, GROUP_ROWS), head + group if pair_heads else head
             keys, values = k_smem.at[group], v_smem.at[group]
             plgpu.copy_gmem_to_smem(k.at[mine], keys, k_full.at[group])
@@ -176,8 +185,9 @@ def backward_keys(
                 slot = lax.rem(step, stages)
                 lane = (slot, group) if pair_heads else (slot,)
                 queries, d_out_rows = q_smem.at[lane], d_out_smem.at[lane]
+                left, scale = hopper.scaled(scales, keys, at, place)
                 plgpu.barrier_wait(q_full.at[slot])
-                logits = hopper.product(form, keys, hopper.transposed(queries))
+                logits = hopper.product(form, left, hopper.transposed(queries))
                 logits, slope = hopper.capped(form, logits)
                 start, stop = bounds_smem[slot, 0], bounds_smem[slot, 1]
                 logits = hopper.hide(logits, full, start, stop, first, key_axis=0)
@@ -189,8 +199,8 @@ def backward_keys(
                     d_weights = hopper.product(form, values, hopper.transposed(d_out_rows))
                     d_logits = weights * (d_weights - columns(stats_smem[*lane, 1], shape))
                     if slope is not None:
-                        d_logits *= slope
-                    d_k = hopper.product(form, d_logits.astype(q.dtype), queries, onto=d_k)
+                        d_logits = jnp.where(weights > 0, d_logits * slope, 0.0)
+                    d_k = hopper.add_product(form, d_k, d_logits.astype(q.dtype), queries, scale)
                 plgpu.barrier_arrive(free.at[slot])
                 return d_k, d_v
 
@@ -230,4 +240,4 @@ def backward_keys(
         thread_name="group",
         compiler_params=hopper.compiler_params(),
         interpret=form.interpret,
-    )(q, k, v, d_out, bounds, stats, tiles.entries, tiles.count)
+    )(q, k, v, d_out, bounds, stats, *tiles, *xpos)

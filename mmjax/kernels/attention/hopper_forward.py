@@ -11,12 +11,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from mmjax.kernels.attention import hopper
-from mmjax.kernels.attention.hopper import GROUP_ROWS, LOWEST, Form, TileList, rows
+from mmjax.kernels.attention.hopper import GROUP_ROWS, LOWEST, Form, TileList, XPos, rows
 
 GROUPS = 2
 
 
-def forward(form: Form, q, k, v, bounds, tiles: TileList, *, size: int, stages: int):
+def forward(form: Form, q, k, v, bounds, tiles: TileList, xpos: XPos | tuple[()], *, size: int, stages: int):
     """Attention of every query to the keys of its interval.
 
     Args:
@@ -25,6 +25,7 @@ def forward(form: Form, q, k, v, bounds, tiles: TileList, *, size: int, stages: 
         k, v: [B, S, K, H] of the same dtype.
         bounds: int32[B, 2, I * 128] start and stop of the intervals, within [0, S], empty past T.
         tiles: of I blocks of 128 queries.
+        xpos: () without xPos; with it, `size` is 64.
         size: keys of a tile.
         stages: tiles in flight.
 
@@ -36,13 +37,15 @@ def forward(form: Form, q, k, v, bounds, tiles: TileList, *, size: int, stages: 
     num_blocks = tiles.count.shape[1]
     shape = (GROUP_ROWS, size)
 
-    def kernel(q, k, v, bounds, entries, count, out, lse, buffers, full, free, turns):
+    def kernel(q, k, v, bounds, entries, count, *refs):
+        scales, (out, lse, buffers, full, free, turns) = refs[: len(xpos)], refs[len(xpos) :]
         q_smem, k_smem, v_smem, bounds_smem, lse_smem = buffers
         q_full, k_full, v_full = full
         k_free, v_free = free
         row, head, group = lax.axis_index("row"), lax.axis_index("head"), lax.axis_index("group")
         block = num_blocks - 1 - lax.axis_index("block")  # causal rows grow: the longest lists start first
         entries, count = entries.at[row, block], count[row, block]
+        scales = scales and (scales[0], *(centers.at[row] for centers in scales[1:]))
 
         @pl.when(group == GROUPS)
         def load():
@@ -60,8 +63,8 @@ def forward(form: Form, q, k, v, bounds, tiles: TileList, *, size: int, stages: 
         @pl.when(group < GROUPS)
         def compute():
             plgpu.set_max_registers(hopper.COMPUTE_REGISTERS, action="increase")
-            first = block * (GROUPS * GROUP_ROWS) + group * GROUP_ROWS
-            mine = pl.ds(first, GROUP_ROWS)
+            place = block * GROUPS + group
+            mine = pl.ds(place * GROUP_ROWS, GROUP_ROWS)
             queries = q_smem.at[group]
             plgpu.copy_gmem_to_smem(q.at[row, mine, head], queries, q_full.at[group])
             plgpu.copy_gmem_to_smem(bounds.at[row, :, mine], bounds_smem.at[group], q_full.at[group])
@@ -72,8 +75,9 @@ def forward(form: Form, q, k, v, bounds, tiles: TileList, *, size: int, stages: 
             def tile(step, at, full, state):
                 acc, top, total = state
                 slot = lax.rem(step, stages)
+                left, _ = hopper.scaled(scales, queries, place, at)
                 plgpu.barrier_wait(k_full.at[slot])
-                logits = hopper.product(form, queries, hopper.transposed(k_smem.at[slot]), meanwhile=take_turn)
+                logits = hopper.product(form, left, hopper.transposed(k_smem.at[slot]), meanwhile=take_turn)
                 plgpu.barrier_arrive(k_free.at[slot])
                 logits, _ = hopper.capped(form, logits)
                 logits = hopper.hide(logits, full, start, stop, at * size, key_axis=1)
@@ -133,4 +137,4 @@ def forward(form: Form, q, k, v, bounds, tiles: TileList, *, size: int, stages: 
         thread_name="group",
         compiler_params=hopper.compiler_params(),
         interpret=form.interpret,
-    )(q, k, v, bounds, tiles.entries, tiles.count)
+    )(q, k, v, bounds, *tiles, *xpos)

@@ -4,11 +4,13 @@ Tiles without a visible pair are neither loaded nor computed, forward and backwa
 library: I blocks of 128 queries.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmjax.kernels.attention import hopper, hopper_backward, hopper_forward
 from mmjax.kernels.attention import tiles as tiling
@@ -18,6 +20,7 @@ from mmjax.kernels.attention.rotary import Rotary
 
 BLOCK_QUERIES = 2 * GROUP_ROWS
 SHARED_BYTES = 227 * 1024  # of a thread block on compute capability 9.0
+MAX_HEAD_DIM = 256
 DTYPES = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
 
 
@@ -41,23 +44,25 @@ def pallas_gpu(
     return _attend(q, k, v, mask, rotary, Form(scale, soft_cap, interpret))
 
 
-def refuse(q, k, v, *, bias, **arguments) -> str | None:
-    """Why this machine or this kernel cannot compute the call, or None."""
+def refuse(q, k, v, **arguments) -> str | None:
+    """Why these kernels cannot compute the call here, or None if they can; arguments as in `api.attention`."""
     capability = _capability()
     if capability is None or not capability.startswith("9."):
         found = "no GPU" if capability is None else f"compute capability {capability}"
         return f"it needs a GPU of compute capability 9.x (Hopper), there is {found}"
-    if bias is not None:
-        return "it has no bias"
-    return refuse_arrays(q, k, v)
+    return refuse_anywhere(q, k, v, **arguments)
 
 
-def refuse_arrays(q, k, v) -> str | None:
-    """The part of `refuse` that any machine can answer."""
+def refuse_anywhere(q, k, v, *, rotary, bias, **arguments) -> str | None:
+    """The part of `refuse` that does not depend on the machine."""
     if len({q.dtype, k.dtype, v.dtype}) > 1 or q.dtype not in DTYPES:
         return f"q {q.dtype}, k {k.dtype} and v {v.dtype} must all be bfloat16 or all float16, for the tensor cores"
-    if not 16 <= q.shape[-1] <= 256:
-        return f"head_dim={q.shape[-1]} must be from 16 to 256: other tiles do not fit in registers"
+    if _has_xpos(rotary) and q.dtype == jnp.float16:
+        return "the scales of xPos leave the range of float16; cast to bfloat16"
+    if not 16 <= q.shape[-1] <= MAX_HEAD_DIM:
+        return f"head_dim={q.shape[-1]} must be from 16 to {MAX_HEAD_DIM}: other tiles do not fit in registers"
+    if bias is not None:
+        return "it has no bias"
     if q.size == 0 or k.size == 0:
         return f"q {list(q.shape)} and k {list(k.shape)} have nothing to cut into blocks"
     return None
@@ -99,12 +104,13 @@ class Sizes(NamedTuple):
     wanted: tuple[str, ...]
 
 
-def sizes(num_queries: int, num_keys: int, num_kv_heads: int, head_dim: int) -> Sizes:
+def sizes(num_queries: int, num_keys: int, num_kv_heads: int, head_dim: int, xpos: bool = False) -> Sizes:
     """Tiles that fit in shared memory and registers.
 
-    Where queries and keys are different sequences, tiles have 64 keys: those of one image in Flamingo.
+    Where queries and keys are different sequences, tiles have 64 keys: those of one image in Flamingo. So they do with
+    xPos, whose scale is centred on 64 tokens.
     """
-    narrow = num_queries != num_keys
+    narrow = num_queries != num_keys or xpos
     head_dim += -head_dim % 16
     held = 4 * GROUP_ROWS * head_dim * 2  # queries and cotangents, or keys and values, of two warpgroups
 
@@ -118,7 +124,7 @@ def sizes(num_queries: int, num_keys: int, num_kv_heads: int, head_dim: int) -> 
         backward_queries=fit(128 if not narrow and head_dim <= 64 else 64, held),
         backward_keys=fit(64, held, lanes=2 if pair_heads else 1),
         pair_heads=pair_heads,
-        wanted=("kv",) if head_dim <= 128 else ("k", "v"),
+        wanted=("kv",) if head_dim <= (64 if xpos else 128) else ("k", "v"),
     )
 
 
@@ -161,17 +167,18 @@ def backward(q, k, v, out, lse, d_out, *, mask, rotary, bias, scale, soft_cap):
 
 def _forward(q, k, v, mask, rotary, form: Form) -> tuple[jax.Array, jax.Array]:
     """[B, T, N, H] output and float32[B, N, T] log-sum-exp of the logits; LOWEST for a row without keys."""
-    (_, t, _, h), plan = q.shape, sizes(q.shape[1], *k.shape[1:])
+    (_, t, _, h), plan = q.shape, sizes(q.shape[1], *k.shape[1:], _has_xpos(rotary))
     mask = tiling.clip(mask, k.shape[1])  # before padding: nobody sees a key that only fills up
     tiles = tile_lists(mask, k.shape[1], plan)[0]
+    xpos = _xpos(rotary, h)
     q, k, v = _pad(_turn(q, rotary, "q")), _pad(_turn(k, rotary, "k")), _pad(v)
-    out, lse = hopper_forward.forward(form, q, k, v, _bounds(mask), tiles, **plan.forward._asdict())
+    out, lse = hopper_forward.forward(form, q, k, v, _bounds(mask), tiles, xpos, **plan.forward._asdict())
     return out[:, :t, :, :h], jnp.where(lse > -LOWEST / 2, LOWEST, lse / LOG2_E)[..., :t]
 
 
 def _backward(q, k, v, mask, rotary, out, lse, d_out, form: Form) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Gradients of q, k and v."""
-    (_, t, _, h), s, plan = q.shape, k.shape[1], sizes(q.shape[1], *k.shape[1:])
+    (_, t, _, h), s, plan = q.shape, k.shape[1], sizes(q.shape[1], *k.shape[1:], _has_xpos(rotary))
     mask = tiling.clip(mask, s)
     _, by_queries, by_keys = tile_lists(mask, s, plan)
     delta = jnp.einsum("btnh,btnh->bnt", d_out, out, preferred_element_type=jnp.float32)
@@ -181,18 +188,47 @@ def _backward(q, k, v, mask, rotary, out, lse, d_out, form: Form) -> tuple[jax.A
     (q, turn_back_q), (k, turn_back_k) = (
         jax.vjp(functools.partial(_turn, rotary=rotary, side=side), x) for x, side in ((q, "q"), (k, "k"))
     )
-    args = form, _pad(q), _pad(k), _pad(v), _pad(d_out.astype(v.dtype)), bounds, stats
-    d_q = hopper_backward.backward_queries(*args, by_queries, **plan.backward_queries._asdict())
-    keys = functools.partial(hopper_backward.backward_keys, *args, by_keys, pair_heads=plan.pair_heads)
+    args, xpos = (form, _pad(q), _pad(k), _pad(v), _pad(d_out.astype(v.dtype)), bounds, stats), _xpos(rotary, h)
+    d_q = hopper_backward.backward_queries(*args, by_queries, xpos, **plan.backward_queries._asdict())
+    keys = functools.partial(hopper_backward.backward_keys, *args, by_keys, xpos, pair_heads=plan.pair_heads)
     d_k, d_v = (d for wanted in plan.wanted for d in keys(wanted=wanted, **plan.backward_keys._asdict()))
     return turn_back_q(d_q[:, :t, :, :h])[0], turn_back_k(d_k[:, :s, :, :h])[0], d_v[:, :s, :, :h]
 
 
 def _turn(x: jax.Array, rotary: Rotary | None, side: str) -> jax.Array:
-    """Queries or keys turned by their positions."""
+    """Queries or keys turned by their positions, and for xPos scaled from the centre of their 64 tokens."""
     if rotary is None:
         return x
-    return rotary.rotate_q(x) if side == "q" else rotary.rotate_k(x)
+    if _has_xpos(rotary):
+        positions = getattr(rotary, f"{side}_positions")
+        centers = jnp.repeat(_centers(positions), GROUP_ROWS, axis=1)[:, : x.shape[1], None, None]
+        rotary = dataclasses.replace(rotary, xpos_center=centers)
+    return getattr(rotary, f"rotate_{side}")(x)
+
+
+def _has_xpos(rotary: Rotary | None) -> bool:
+    return rotary is not None and rotary.xpos_scale_base is not None
+
+
+def _xpos(rotary: Rotary | None, head_dim: int) -> hopper.XPos | tuple[()]:
+    """What the kernels need for xPos."""
+    if not _has_xpos(rotary):
+        return ()
+    dim = rotary.rotary_dim or head_dim
+    zeta = (2 * np.arange(dim // 2) + 0.4 * dim) / (1.4 * dim)
+    pair = np.log2(zeta) / rotary.xpos_scale_base
+    features = np.tile(pair, 2) if rotary.layout == "split" else np.repeat(pair, 2)
+    features = np.pad(features, (0, head_dim + -head_dim % 16 - dim)).astype(np.float32)
+    centers = (_centers(x) for x in (rotary.q_positions, rotary.k_positions))
+    centers = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2))) for x in centers)  # one for each of two warpgroups
+    return hopper.XPos(jnp.asarray(features), *centers)
+
+
+def _centers(positions: jax.Array) -> jax.Array:
+    """int32[B, ceil(T / 64)] middle of the positions in every 64 tokens."""
+    positions = jnp.pad(positions, ((0, 0), (0, -positions.shape[1] % GROUP_ROWS)), mode="edge")
+    blocks = positions.reshape(positions.shape[0], -1, GROUP_ROWS)
+    return (blocks.min(2) + blocks.max(2)) // 2
 
 
 def _pad(x: jax.Array) -> jax.Array:

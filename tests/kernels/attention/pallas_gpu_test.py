@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from mmjax.kernels.attention import attention, pallas_gpu
+from mmjax.kernels.attention import Rotary, attention, pallas_gpu
 from mmjax.kernels.attention import mask as masks
 from mmjax.kernels.attention.mask import IntervalMask
 from mmjax.kernels.attention.reference import reference
@@ -97,6 +97,70 @@ def test_queries_without_keys_give_exactly_zero_and_repeats_are_bit_equal(random
         np.testing.assert_array_equal(rows[:, ::5], 0)
 
 
+def places(num_tokens, first):
+    """Positions of two packed documents: int32[1, T] that count up from `first`, and anew from 0 in the middle."""
+    index = np.arange(num_tokens, dtype=np.int32)
+    return np.where(index < num_tokens // 2, first + index, index - num_tokens // 2)[None]
+
+
+@interpreted
+@pytest.mark.parametrize("form", [
+    dict(layout="split", rotary_dim=12, base=500.0),
+    dict(layout="interleaved", xpos_scale_base=256.0, xpos_center=40),
+    dict(layout="interleaved", grid=True),
+])
+def test_rotary_turns_queries_and_keys(random_case, form):
+    positions, form = (places(140, 60), places(70, 60)), dict(form)
+    if form.pop("grid", False):
+        positions = (np.stack([x // 9, x % 9], -1) for x in positions)
+    rotary = Rotary(*positions, **form)
+    dtype = jnp.bfloat16 if rotary.xpos_scale_base else jnp.float16
+    case = cast(random_case((1, 140, 70, 2, 2, 24)), dtype)
+    got, want = apply(interpreter(), case, rotary), apply(reference, cast(case, jnp.float32), rotary)
+    assert_close(got, want, 3 * float(jnp.finfo(dtype).eps))  # turned heads are rounded once more
+
+
+def xpos_in_float64(x, positions, scale_base, side, back=False):
+    """Interleaved xPos from the formula: float64[T, H] turned and scaled, or a gradient turned back and scaled."""
+    dim = x.shape[-1]
+    pair = np.arange(dim // 2)
+    angle = positions[0, :, None] * 10_000.0 ** (-2 * pair / dim) * (-1 if back else 1)
+    zeta = (2 * pair + 0.4 * dim) / (1.4 * dim)
+    power = (positions[0, :, None] - 32768.0) / scale_base
+    scale = zeta ** (power if side == "q" else -power)
+    turned = np.asarray(x, np.float64).view(np.complex128) * np.exp(1j * angle) * scale
+    return turned.view(np.float64)
+
+
+def attention_in_float64(q, k, v, visible, d_out):
+    """Output and gradients of single-headed float64[T, H] arrays."""
+    logits = np.where(visible, SCALE * q @ k.T, -np.inf)
+    weights = np.exp(logits - logits.max(1, keepdims=True))
+    weights /= weights.sum(1, keepdims=True)
+    out, d_weights = weights @ v, d_out @ v.T
+    d_logits = SCALE * weights * (d_weights - (d_weights * weights).sum(1, keepdims=True))
+    return out, (d_logits @ k, d_logits.T @ q, weights.T @ d_out)
+
+
+@interpreted
+def test_xpos_keeps_within_bfloat16_at_65536_positions(random_case):
+    """One document ends at position 65,535, and the next begins in the same tile."""
+    t, first = 150, 65_536 - 75
+    case = cast(random_case((1, t, t, 1, 1, 32)), jnp.bfloat16)
+    mask = masks.causal((np.arange(t)[None] >= t // 2) + 1)
+    case = case._replace(start=np.asarray(mask.start), stop=np.asarray(mask.stop))
+    positions = places(t, first)
+    got = apply(interpreter(), case, Rotary(positions, positions, layout="interleaved", xpos_scale_base=512.0))
+
+    got = jax.tree.map(lambda x: x[0, :, 0], got)
+    q, k, v, d_out = (np.asarray(x, np.float64)[0, :, 0] for x in (case.q, case.k, case.v, case.d_out))
+    q, k = xpos_in_float64(q, positions, 512.0, "q"), xpos_in_float64(k, positions, 512.0, "k")
+    out, (d_q, d_k, d_v) = attention_in_float64(q, k, v, np.asarray(masks.to_dense(mask, t))[0], d_out)
+    d_q = xpos_in_float64(d_q, positions, 512.0, "q", back=True)
+    d_k = xpos_in_float64(d_k, positions, 512.0, "k", back=True)
+    assert_close(got, (out, (d_q, d_k, d_v)), 2 * float(jnp.finfo(jnp.bfloat16).eps))
+
+
 T = 700
 SEGMENTS = np.array([[1] * 300 + [2] * 57 + [3] * 220 + [0] * 123, [1] * T], np.int32)
 IMAGES = np.sort(np.random.default_rng(0).integers(-1, 5, (2, T), np.int32), axis=1)
@@ -138,15 +202,16 @@ def test_small_images_are_tiles_of_their_own():
 
 @pytest.mark.parametrize("change, reason", [
     (dict(dtype=jnp.float32), "q float32, k float32 and v float32 must all be bfloat16 or all float16"),
+    (dict(dtype=jnp.float16, rotary=Rotary(None, None, xpos_scale_base=512.0)), "leave the range of float16"),
     (dict(h=8), "head_dim=8 must be from 16 to 256"),
     (dict(h=264), "head_dim=264 must be from 16 to 256"),
-    (dict(t=0), r"q \[1, 0, 2, 64\] and k \[1, 5, 2, 64\] have nothing"),
+    (dict(bias=0), "it has no bias"),
+    (dict(t=0), "q [1, 0, 2, 64] and k [1, 5, 2, 64] have nothing"),
 ])
 def test_says_what_it_refuses(change, reason):
-    size = dict(t=4, h=64, dtype=jnp.bfloat16) | change
-    q, k = (jnp.zeros((1, length, 2, size["h"]), size["dtype"]) for length in (size["t"], 5))
-    with pytest.raises(AssertionError, match=reason):
-        raise AssertionError(pallas_gpu.refuse_arrays(q, k, k))
+    call = dict(t=4, h=64, dtype=jnp.bfloat16, rotary=None, bias=None) | change
+    q, k = (jnp.zeros((1, length, 2, call["h"]), call["dtype"]) for length in (call["t"], 5))
+    assert reason in pallas_gpu.refuse_anywhere(q, k, k, rotary=call["rotary"], bias=call["bias"])
 
 
 def test_is_refused_without_a_gpu():
