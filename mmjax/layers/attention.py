@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mmjax.kernels.attention import IntervalMask, Rotary, attention
+from mmjax.kernels.decode import cached_attention
 from mmjax.layers.linear import Linear
 from mmjax.layers.norm import Norm
 from mmjax.layers.params import scaled
@@ -19,7 +20,7 @@ class KVCache:
     """Keys and values of every layer, and how many each row holds.
 
     Attributes:
-        k, v: [L, B, S, K, H]; keys are stored rotated.
+        k, v: [L, B, S, K·H], heads side by side as `kernels.decode` reads them; keys are stored rotated.
         lengths: int32[B] tokens held per row; entries from there on are garbage that no mask reaches.
     """
 
@@ -38,8 +39,16 @@ class KVCache:
         """Puts [B, T', K, H] keys and values after each row's length; what does not fit is dropped."""
         rows = jnp.arange(k.shape[0])[:, None]
         columns = self.positions(k.shape[1])
-        put = lambda store, new: store.at[layer, rows, columns].set(new.astype(store.dtype), mode="drop")  # noqa: E731
+
+        def put(store, new):
+            new = new.reshape(*new.shape[:2], -1).astype(store.dtype)
+            return store.at[layer, rows, columns].set(new, mode="drop")
+
         return self.replace(k=put(self.k, k), v=put(self.v, v))
+
+    def read(self, layer: jax.Array, head_dim: int) -> tuple[jax.Array, jax.Array]:
+        """Keys and values [B, S, K, H] of one layer."""
+        return tuple(x[layer].reshape(*x.shape[1:3], -1, head_dim) for x in (self.k, self.v))
 
 
 class Attention(nn.Module):
@@ -104,7 +113,11 @@ class Attention(nn.Module):
         if rotary is not None:
             q, k = rotary.rotate_q(q), rotary.rotate_k(k)
         cache = cache.write(layer, k, v)
-        out = attention(q, cache.k[layer].astype(q.dtype), cache.v[layer].astype(q.dtype), mask=mask)
+        if x.shape[1] == 1:
+            out = cached_attention(q[:, 0], cache.k, cache.v, layer, mask=mask)[:, None]
+        else:
+            k, v = (store.astype(q.dtype) for store in cache.read(layer, self.head_dim))
+            out = attention(q, k, v, mask=mask)
         return self._finish(out), cache
 
     def _finish(self, heads: jax.Array) -> jax.Array:

@@ -159,7 +159,7 @@ class Decoder(nn.Module):
 
 
 def empty_cache(config: DecoderConfig, batch_size: int, max_len: int) -> KVCache:
-    """A cache for `batch_size` rows of at most `max_len` tokens, in the compute dtype.
+    """A cache with room for `batch_size` rows of `max_len` tokens, in the compute dtype.
 
     Raises:
         ValueError: if the rows are longer than the positions the model has.
@@ -168,7 +168,8 @@ def empty_cache(config: DecoderConfig, batch_size: int, max_len: int) -> KVCache
         raise ValueError(f"max_len={max_len} exceeds max_positions={config.max_positions} of the language model; "
                          "shorten the prompt or generate fewer tokens")
     _, kv_heads, head_dim = config.block.heads
-    shape = (config.num_layers, batch_size, max_len, kv_heads, head_dim)
+    room = -(-max_len // 8) * 8     # else a TPU lays the cache out as its kernel cannot read it, and copies it
+    shape = (config.num_layers, batch_size, room, kv_heads * head_dim)
     zeros = lambda: jnp.zeros(shape, config.block.dtype)  # noqa: E731
     return KVCache(zeros(), zeros(), jnp.zeros((batch_size,), jnp.int32))
 

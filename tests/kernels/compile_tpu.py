@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec as P  # noqa: E402
 
 
 def grouped_matmul():
-    """Forward and backward pass; and the operations that the products need."""
+    """Forward and backward pass; needs the operations of its three products."""
     from mmjax.kernels.grouped_matmul import grouped_matmul
 
     m, d, f, g = 1024, 256, 512, 8
@@ -40,17 +40,18 @@ def grouped_matmul():
 
 
 def decode():
-    """One token for 8 rows of a cache whose length is no multiple of a block."""
-    from mmjax.kernels.decode.pallas_tpu import pallas_tpu
+    """A token for 8 rows of a layer of a cache whose length is no multiple of a block; needs the cache's bytes."""
+    from mmjax.kernels.attention import IntervalMask
+    from mmjax.kernels.decode import cached_attention
 
-    b, n, kv, h, s = 8, 16, 4, 96, 1000
+    layers, b, n, kv, h, s = 2, 8, 16, 4, 96, 1000
 
-    def run(q, k, v, start, stop, table):
-        return pallas_tpu(q, k, v, start, stop, table, num_kv_heads=kv, scale=0.1, soft_cap=30.0)
+    def run(q, k, v, layer, start, stop):
+        mask = IntervalMask(start, stop)
+        return cached_attention(q, k, v, layer, mask=mask, soft_cap=30.0, implementation="pallas_tpu")
 
-    cache = (b, s, kv * h), jnp.bfloat16
-    bounds = (b,), jnp.int32
-    return run, (((b, n, h), jnp.bfloat16), cache, cache, bounds, bounds, ((b, 1), jnp.int32)), 4 * b * n * h * s
+    cache, bound = ((layers, b, s, kv * h), jnp.bfloat16), ((b, 1), jnp.int32)
+    return run, (((b, n, h), jnp.bfloat16), cache, cache, ((), jnp.int32), bound, bound), 4 * layers * b * s * kv * h
 
 
 def main(topology: str, case: str) -> None:

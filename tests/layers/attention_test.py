@@ -78,6 +78,8 @@ def test_cache_extends_rows_of_different_lengths():
     out, cache = extend(empty_cache(), x[:, :5], first)
     np.testing.assert_allclose(out[0, :4], full[0, :4], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(out[1, :2], full[1, :2], rtol=1e-5, atol=1e-6)
+    single, _ = extend(cache, np.stack([x[0, 4:5], x[1, 2:3]]), np.array([1, 1]))     # one token takes a way of its own
+    np.testing.assert_allclose(single[:, 0], np.stack([full[0, 4], full[1, 2]]), rtol=1e-5, atol=1e-6)
     rest = np.zeros((2, 5, 8), np.float32)
     rest[0, :3], rest[1] = x[0, 4:], x[1, 2:]
     out, cache = extend(cache, rest, second)
@@ -88,7 +90,7 @@ def test_cache_extends_rows_of_different_lengths():
 
 
 def empty_cache() -> KVCache:
-    zeros = jnp.zeros((2, 2, 8, 2, 6))
+    zeros = jnp.zeros((2, 2, 8, 2 * 6))
     return KVCache(zeros, zeros, jnp.zeros(2, jnp.int32))
 
 
@@ -99,15 +101,16 @@ def test_cache_writes_behind_each_row_and_drops_what_does_not_fit():
     cache = cache.write(jnp.asarray(0), new, -new)
     want = np.zeros((2, 8, 2, 6), np.float32)
     want[0, 1:5], want[1, 6:] = new[0], new[1, :2]
-    np.testing.assert_array_equal(cache.k[0], want)
-    np.testing.assert_array_equal(cache.v[0], -want)
+    k, v = cache.read(jnp.asarray(0), head_dim=6)
+    np.testing.assert_array_equal(k, want)
+    np.testing.assert_array_equal(v, -want)
     assert not np.any(cache.k[1]) and not np.any(cache.v[1])
 
 
 @pytest.mark.quick
 def test_cache_take_repeats_and_reorders_rows():
     rng = np.random.default_rng(0)
-    cache = KVCache(*(jnp.asarray(rng.normal(size=(2, 3, 4, 1, 2))) for _ in "kv"), jnp.array([4, 1, 2]))
+    cache = KVCache(*(jnp.asarray(rng.normal(size=(2, 3, 4, 2))) for _ in "kv"), jnp.array([4, 1, 2]))
     taken = cache.take(jnp.array([2, 0, 0, 2]))
     for name in ("k", "v"):
         np.testing.assert_array_equal(getattr(taken, name), np.asarray(getattr(cache, name))[:, [2, 0, 0, 2]])
