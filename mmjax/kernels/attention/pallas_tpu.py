@@ -36,15 +36,15 @@ def pallas_tpu(
     bias: jax.Array | None,
     scale: float,
     soft_cap: float | None,
-    block_queries: int = 512,
-    block_keys: int = 512,
-    heads: int = 2,
+    block_queries: int | None = None,
+    block_keys: int | None = None,
+    heads: int | None = None,
     interpret: Any = None,
 ) -> jax.Array:
     """Computes softmax(cap(scale q k^T + bias)) v over the visible keys; arguments and result as in `api.attention`.
 
     Args:
-        block_queries: upper bound of the queries of a tile.
+        block_queries: upper bound of the queries of a tile; None to choose, here and below.
         block_keys: upper bound of the keys of a tile.
         heads: upper bound of the query heads of a step of the grid.
         interpret: None compiles for a TPU and interprets elsewhere; anything else goes to `pl.pallas_call`.
@@ -78,9 +78,9 @@ class _Options(NamedTuple):
 
     scale: float
     soft_cap: float | None = None
-    block_queries: int = 512
-    block_keys: int = 512
-    heads: int = 2
+    block_queries: int | None = None
+    block_keys: int | None = None
+    heads: int | None = None
     interpret: Any = None
 
 
@@ -145,22 +145,45 @@ def _backward(q, k, v, mask, rotary, bias, out, lse, d_out, options: _Options):
     d_out = d_out.astype(v.dtype)
     delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
     stats = jnp.stack([lse.swapaxes(1, 2) * LOG2_E, delta], -1)
+    args = IntervalMask(*tiling.clip(mask, k.shape[1])), rotary and rotary.q_positions, bias, stats, d_out
     part = max(ROW_BYTES // (4 * form.heads * _ceil(q.shape[3], 16) * form.block_queries), 1) * form.block_queries
-    d_q, d_k, d_v, d_bias = [], 0, 0, []
-    for at in range(0, q.shape[1], part):
-        take = functools.partial(jax.lax.slice_in_dim, start_index=at, limit_index=min(at + part, q.shape[1]), axis=1)
-        some_rotary = rotary and dataclasses.replace(rotary, q_positions=take(rotary.q_positions))
-        some_bias = None if bias is None else take(bias.swapaxes(1, 2)).swapaxes(1, 2)
-        some_mask = IntervalMask(*map(take, tiling.clip(mask, k.shape[1])))
-        some = _backward_part(take(q), k, v, some_mask, some_rotary, some_bias, take(stats), take(d_out), options)
-        d_q.append(some[0])
-        d_k, d_v = d_k + some[1], d_v + some[2]
-        d_bias.append(some[3])
-    d_bias = None if bias is None else jnp.concatenate(d_bias, 2).astype(bias.dtype)
-    return jnp.concatenate(d_q, 1).astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), d_bias
+    if part >= q.shape[1]:
+        d_q, d_k, d_v, d_bias = _backward_part(q, k, v, rotary, *args, options)
+    else:
+        args = [_parts(x, 2 if x is bias else 1, part) for x in (q, *args)]
+
+        def step(sums, some):
+            d_q, d_k, d_v, d_bias = _backward_part(some[0], k, v, rotary, *some[1:], options)
+            return (sums[0] + d_k, sums[1] + d_v), (d_q, d_bias)
+
+        zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (k, v))
+        (d_k, d_v), (d_q, d_bias) = jax.lax.scan(step, zeros, args)
+        d_q = _joined(d_q, 1, q.shape[1])
+        d_bias = None if bias is None else _joined(d_bias, 2, q.shape[1])
+    d_bias = None if bias is None else d_bias.astype(bias.dtype)
+    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), d_bias
 
 
-def _backward_part(q, k, v, mask, rotary, bias, stats, d_out, options: _Options):
+def _parts(tree: Any, axis: int, size: int) -> Any:
+    """Cuts an axis of every array in parts of `size`, the last filled up with zeros, and puts their number first."""
+
+    def cut(x):
+        x = jnp.pad(x, [(0, -n % size if i == axis else 0) for i, n in enumerate(x.shape)])
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1 :]), axis, 0)
+
+    return jax.tree.map(cut, tree)
+
+
+def _joined(x: jax.Array, axis: int, size: int) -> jax.Array:
+    """Undoes `_parts` for an axis that had `size` entries."""
+    x = jnp.moveaxis(x, 0, axis)
+    x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+    return jax.lax.slice_in_dim(x, 0, size, axis=axis)
+
+
+def _backward_part(q, k, v, rotary, mask, q_positions, bias, stats, d_out, options: _Options):
+    """Float32 gradients, as far as these queries contribute."""
+    rotary = rotary and dataclasses.replace(rotary, q_positions=q_positions)
     form = _form(q, k, rotary, bias, options)
     (b, t, n, h), (s, num_kv_heads) = q.shape, k.shape[1:3]
     tables, inputs = _common(q, k, mask, rotary, bias, form)
@@ -196,14 +219,20 @@ def _backward_part(q, k, v, mask, rotary, bias, stats, d_out, options: _Options)
         d_bias = d_bias.transpose(0, 1, 2, 5, 3, 4).reshape(b, n, form.num_queries * form.block_queries, -1)
         d_bias = d_bias[:, :, :t, :s]
         d_bias = d_bias if bias.shape[0] == b else d_bias.sum(0, keepdims=True)
+    else:
+        d_bias = None
     return d_q, _restored(d_k, rotary, h), d_v[..., :h], d_bias
 
 
 def _form(q, k, rotary, bias, options: _Options) -> Form:
     (_, t, n, h), (s, num_kv_heads) = q.shape, k.shape[1:3]
-    block_queries, block_keys = _even(t, options.block_queries, 128), _even(s, options.block_keys, 16)
-    group = n // num_kv_heads
-    heads = max(x for x in range(1, options.heads + 1) if n % x == 0 and (group % x == 0 or x % group == 0))
+    # For bfloat16 heads of 64 and 128, blocks of 512 and two heads were best by the compiler's schedule for v5e, of
+    # blocks of 256 to 1,024 and one to four heads. Wider heads get less of both, to fit the 16 MiB of a v4.
+    wide = h * q.dtype.itemsize > 256
+    block_queries = _even(t, options.block_queries or (256 if wide else 512), 128)
+    block_keys = _even(s, options.block_keys or (256 if wide else 512), 16)
+    group, most = n // num_kv_heads, options.heads or (1 if wide else 2)
+    heads = max(x for x in range(1, most + 1) if n % x == 0 and (group % x == 0 or x % group == 0))
     kv_heads = max(heads // group, 1)
     return Form(
         scale=float(options.scale),
@@ -234,7 +263,10 @@ def _ceil(size: int, multiple: int) -> int:
 
 def _common(q, k, mask, rotary, bias, form: Form) -> tuple[dict, dict]:
     """Tables to prefetch, and the inputs that both kernels read, with their axes (see `_call`)."""
-    tables, rows = {}, [x[..., None] for x in tiling.clip(mask, k.shape[1])]
+    start, stop = tiling.clip(mask, k.shape[1])
+    lowest = jnp.iinfo(jnp.int32).min
+    # A key is visible if key - start < stop - start without a sign, which one signed comparison tells after a shift.
+    tables, rows = {}, [(lowest - start)[..., None], (lowest + stop - start)[..., None]]
     inputs = dict(
         q=(_tokens_last(_arranged(q, rotary), form.block_queries), "bni11"),
         k=(_tokens_last(_arranged(k, rotary), form.block_keys), "bkj11"),

@@ -64,6 +64,10 @@ class Form(NamedTuple):
         """Whether logits are products times a positive factor; then the factor waits until the exponential."""
         return not self.has_bias and self.soft_cap is None and self.scale > 0
 
+    def kv_head(self, head: int) -> int:
+        """Which of a step's key heads one of its query heads reads."""
+        return head // self.group if self.kv_heads > 1 else 0
+
     @property
     def to_log2(self) -> float:
         return self.scale * LOG2_E if self.plain else LOG2_E
@@ -102,18 +106,20 @@ def forward(form: Form, row: jax.Array, code: jax.Array, refs) -> None:
 
     def tile(visible):
         factor = _pair_factor(form, refs, row, i, j)
+        products = []  # of all heads first: the compiler then fills one head's softmax with the next one's products
         for head in range(form.heads):
-            kv_head = head // form.group if form.kv_heads > 1 else 0
-            k = refs.k_turned[slot, kv_head] if form.turns else refs.k[kv_head]
+            k = refs.k_turned[slot, form.kv_head(head)] if form.turns else refs.k[form.kv_head(head)]
             q = _queries(refs.q_turned[head], factor, k.dtype) if form.turns else refs.q[head]
-            logits = _logits(form, refs, _dot(k, q), head, visible)
+            products.append(_dot(k, q))
+        for head in range(form.heads):
+            logits = _logits(form, refs, products[head], head, visible)
             old_top = refs.top[head]
             top = jnp.maximum(old_top, logits.max(0, keepdims=True))
             weights = jnp.exp2(logits * form.to_log2 - top * form.to_log2)
             decay = jnp.exp2((old_top - top) * form.to_log2)
             refs.top[head] = top
             refs.total[head] = refs.total[head] * decay + weights.sum(0, keepdims=True)
-            v = refs.v[kv_head]
+            v = refs.v[form.kv_head(head)]
             refs.sum[head] = refs.sum[head] * decay + _dot(v, weights.astype(v.dtype))
 
     _masked_or_not(form, refs, code, j, tile)
@@ -159,7 +165,7 @@ def backward(form: Form, row: jax.Array, code: jax.Array, refs) -> None:
     def tile(visible):
         factor = _pair_factor(form, refs, row, i, j)
         for head in range(form.heads):
-            kv_head = head // form.group if form.kv_heads > 1 else 0
+            kv_head = form.kv_head(head)
             k, v, d_out = refs.k_tokens[kv_head], refs.v[kv_head], refs.d_out[head]
             q = _queries(refs.q_turned[head, i], factor, k.dtype) if form.turns else refs.q[head]
             logits = _logits(form, refs, _dot(k, q), head, visible)
@@ -204,7 +210,7 @@ def _masked_or_not(form: Form, refs, code, j, tile) -> None:
     @pl.when(code & tiling.PARTIAL != 0)
     def _():
         key = jax.lax.broadcasted_iota(jnp.int32, (form.block_keys, form.block_queries), 0) + j * form.block_keys
-        tile((refs.rows[0:1] <= key) & (key < refs.rows[1:2]))
+        tile(key + refs.rows[0:1] < refs.rows[1:2])
 
 
 def _logits(form: Form, refs, products: jax.Array, head: int, visible: jax.Array | None) -> jax.Array:

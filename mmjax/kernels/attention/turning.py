@@ -98,7 +98,7 @@ def turn(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """float32[H, tokens] turned by the angles; with -sin it turns back."""
     pairs = cos.shape[0]
     a, b = x[:pairs], x[pairs : 2 * pairs]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, x[2 * pairs :]], 0)
+    return _with_rest(a * cos - b * sin, b * cos + a * sin, x)
 
 
 def scale_exponents(constants: jax.Array, distance: jax.Array) -> jax.Array:
@@ -110,4 +110,9 @@ def scale_exponents(constants: jax.Array, distance: jax.Array) -> jax.Array:
 def scale(x: jax.Array, factor: jax.Array) -> jax.Array:
     """float32[H, tokens] with both features of every pair scaled."""
     pairs = factor.shape[0]
-    return jnp.concatenate([x[:pairs] * factor, x[pairs : 2 * pairs] * factor, x[2 * pairs :]], 0)
+    return _with_rest(x[:pairs] * factor, x[pairs : 2 * pairs] * factor, x)
+
+
+def _with_rest(a: jax.Array, b: jax.Array, x: jax.Array) -> jax.Array:
+    pairs = 2 * a.shape[0]
+    return jnp.concatenate([a, b, x[pairs:]] if pairs < len(x) else [a, b], 0)  # a TPU knows no empty arrays

@@ -104,3 +104,11 @@ def test_blocks_that_nobody_sees_are_not_read(random_case):
     for rows in (out[:, blind], d_q[:, blind], d_k[:, hidden_key], d_v[:, hidden_key]):
         np.testing.assert_array_equal(rows, 0)
     assert (out[:, ~blind] != 0).all() and (d_k[:, 40:90] != 0).all()
+
+
+def test_a_long_row_is_taken_in_parts(random_case, monkeypatch):
+    case = random_case((1, 300, 40, 2, 2, 8), 1)
+    monkeypatch.setattr("mmjax.kernels.attention.pallas_tpu.ROW_BYTES", 1)
+    rotary = Rotary(*(places(np.random.default_rng(0), 1, n) for n in (300, 40)))
+    run = functools.partial(pallas_tpu, block_queries=128, block_keys=16)   # of its own: `small` may be compiled
+    assert_close(apply(run, case, rotary), apply(reference, case, rotary), 3e-5)
