@@ -12,6 +12,7 @@ from mmjax.kernels.attention import IntervalMask
 from mmjax.kernels.attention import mask as masks
 from mmjax.layers import Hook, KVCache, axes_of, init_params, init_stack, num_hooks, unbox
 from mmjax.models.interface import Metrics, Params
+from mmjax.parts import flops
 from mmjax.parts.decoder import Decoder, DecoderConfig, empty_cache, row_lengths, text_example
 from mmjax.parts.gated_xattn import GatedXAttn, GatedXAttnConfig
 from mmjax.parts.perceiver import PerceiverConfig, PerceiverResampler
@@ -137,6 +138,19 @@ class Flamingo:
         lm = self.lm.bind({"params": params["lm"]})
         logits, lm_cache = lm.extend(lm.embed(tokens), cache.lm, num_new, hook=hook)
         return logits, cache.replace(lm=lm_cache)
+
+    def flops(self, work: flops.Work, trains: flops.Trains) -> dict[str, flops.Cost]:
+        c = self.config
+        features = work.frames * (c.vision.num_tokens - c.vision.class_token)
+        to_visual = trains("vision") or trains("resampler")
+        between = to_visual or trains("xattn")
+        count = num_hooks(c.lm.num_layers, c.xattn_every, c.xattn_offset)
+        return {
+            "vision": flops.vit(c.vision, work.frames, trains),
+            "resampler": flops.perceiver(c.resampler, features, work.items, trains("resampler"), trains("vision")),
+            "xattn": flops.gated_xattn(c.xattn, count, work, c.resampler.num_latents, trains("xattn"), to_visual),
+            "lm": flops.decoder(c.lm, work, trains("lm"), between, untouched=c.xattn_offset),
+        }
 
     def _cross_attention(self, params: Params, batch: Batch) -> Hook:
         """The layers that read the images of a batch."""

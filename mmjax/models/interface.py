@@ -5,6 +5,7 @@ from typing import Any, Protocol
 import jax
 
 from mmjax.batch import Batch
+from mmjax.parts.flops import Cost, Trains, Work
 
 Params = dict[str, Any]
 Metrics = dict[str, jax.Array]
@@ -45,3 +46,6 @@ class Model(Protocol):
 
     def decode(self, params: Params, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Appends int32[B, T'] tokens after each row's own length: float32[B, T', V] logits and the longer cache."""
+
+    def flops(self, work: Work, trains: Trains) -> dict[str, Cost]:
+        """Operations that a training step needs, part by part; `trains` says what of the parameters does."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from mmjax.batch import Batch
 from mmjax.layers import KVCache, axes_of, init_params, l2_normalize, unbox
 from mmjax.models.interface import Metrics, Params
+from mmjax.parts import flops
 from mmjax.parts.connectors import AttentivePool, AttentivePoolConfig, insert_visual
 from mmjax.parts.decoder import Decoder, DecoderConfig, empty_cache, row_lengths, text_example
 from mmjax.parts.vit import ViT, ViTConfig, encode_items, pooled_features
@@ -98,3 +99,13 @@ class Kosmos1:
         b, i, f, p, d = features.shape
         visual = self.connector.apply({"params": params["connector"]}, features.reshape(b * i, f * p, d))
         return visual.reshape(b, i, *visual.shape[1:])
+
+    def flops(self, work: flops.Work, trains: flops.Trains) -> dict[str, flops.Cost]:
+        c = self.config
+        features, to_connector = work.frames * c.vision.num_tokens, trains("vision")
+        to_lm = to_connector or trains("connector")
+        return {
+            "vision": flops.vit(c.vision, work.frames, trains),
+            "connector": flops.attentive_pool(c.connector, features, work.items, trains("connector"), to_connector),
+            "lm": flops.decoder(c.lm, work, trains("lm"), to_lm),
+        }

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from mmjax.batch import Batch
 from mmjax.layers import KVCache, axes_of, init_params, unbox
 from mmjax.models.interface import Metrics, Params
+from mmjax.parts import flops
 from mmjax.parts.decoder import Decoder, DecoderConfig, empty_cache, row_lengths, text_example
 
 
@@ -60,3 +61,5 @@ class Language:
         lm = self.lm.bind({"params": params["lm"]})
         return lm.extend(lm.embed(tokens), cache, jnp.full(tokens.shape[:1], tokens.shape[1], jnp.int32))
 
+    def flops(self, work: flops.Work, trains: flops.Trains) -> dict[str, flops.Cost]:
+        return {"lm": flops.decoder(self.config.lm, work, trains("lm"), to_input=False)}
