@@ -16,6 +16,9 @@ from mmjax.kernels.attention.reference import reference
 from mmjax.kernels.attention.ring import Passes
 from mmjax.kernels.attention.rotary import Rotary
 from mmjax.kernels.attention.sharded import on_shards, splits_keys
+from mmjax.kernels.target import platform
+
+SCOPE = "kernels.attention"     # stands in the names of all its operations: profiles show it, and a plan looks for it
 
 
 class Implementation(NamedTuple):
@@ -57,7 +60,7 @@ def _worth_blocks(q: jax.Array, k: jax.Array, *args, **kwargs) -> bool:
     (b, t, n, _), s = q.shape, k.shape[1]
     if splits_keys(q, k):
         return True
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         return t >= 64 and t * s >= 128 * 128
     return 4 * b * n * t * s > 2**30
 
@@ -112,7 +115,8 @@ def attention(
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     arguments = dict(mask=mask, rotary=rotary, bias=bias, scale=scale, soft_cap=soft_cap)
     chosen = _choose(implementation, q, k, v, **arguments)
-    return on_shards(chosen.run, chosen.passes)(q, k, v, **arguments)
+    with jax.named_scope(SCOPE):
+        return on_shards(chosen.run, chosen.passes)(q, k, v, **arguments)
 
 
 def _choose(name: str | None, *args, **kwargs) -> Implementation:
