@@ -17,6 +17,7 @@ from mmjax.kernels.attention import tiles as tiling
 from mmjax.kernels.attention.hopper import GROUP_ROWS, LOG2_E, LOWEST, Form
 from mmjax.kernels.attention.mask import IntervalMask
 from mmjax.kernels.attention.rotary import Rotary
+from mmjax.kernels.target import compute_capability
 
 BLOCK_QUERIES = 2 * GROUP_ROWS
 SHARED_BYTES = 227 * 1024  # of a thread block on compute capability 9.0
@@ -46,7 +47,7 @@ def pallas_gpu(
 
 def refuse(q, k, v, **arguments) -> str | None:
     """Why these kernels cannot compute the call here, or None if they can; arguments as in `api.attention`."""
-    capability = _capability()
+    capability = compute_capability()
     if capability is None or not capability.startswith("9."):
         found = "no GPU" if capability is None else f"compute capability {capability}"
         return f"it needs a GPU of compute capability 9.x (Hopper), there is {found}"
@@ -71,13 +72,6 @@ def refuse_anywhere(q, k, v, *, rotary, bias, **arguments) -> str | None:
 def suits(*args, **kwargs) -> bool:
     """Wherever it can compute the call, it is the fastest."""
     return True
-
-
-@functools.cache
-def _capability() -> str | None:
-    if jax.default_backend() != "gpu":
-        return None
-    return getattr(jax.local_devices()[0], "compute_capability", None)
 
 
 class Stream(NamedTuple):

@@ -20,6 +20,7 @@ from mmjax.kernels.attention import tpu_kernels, turning
 from mmjax.kernels.attention.mask import IntervalMask
 from mmjax.kernels.attention.rotary import Rotary
 from mmjax.kernels.attention.tpu_kernels import LOG2_E, LOWEST, Form
+from mmjax.kernels.target import platform
 
 MAX_HEAD_DIM = 256
 MAX_STEPS = 128 * 1024  # of all rows; scalar memory holds 256 Ki words
@@ -70,7 +71,7 @@ def refuse(q: jax.Array, k: jax.Array, v: jax.Array, **arguments) -> str | None:
 
 def suits(*args, **kwargs) -> bool:
     """Whether to choose the kernels where a caller does not."""
-    return jax.default_backend() == "tpu"
+    return platform() == "tpu"
 
 
 class _Options(NamedTuple):
