@@ -28,10 +28,13 @@ class CheckpointError(ValueError):
 
 
 class Restored(NamedTuple):
-    """What a checkpoint holds: the state as its template, this process's data state, the config, the step."""
+    """What a checkpoint holds: the state as its template, the data states, the config, the step.
+
+    There is one data state, this process's own; or those of all processes that saved, if they were more or fewer.
+    """
 
     state: Any
-    data: bytes
+    data: tuple[bytes, ...]
     config: dict[str, Any]
     step: int
 
@@ -257,12 +260,10 @@ def _data_name() -> str:
     return f"process_{jax.process_index()}-of-{jax.process_count()}"
 
 
-def _read_data(folder: Path) -> bytes:
+def _read_data(folder: Path) -> tuple[bytes, ...]:
     path = folder / "data" / _data_name()
-    if not path.is_file():
-        have = ", ".join(sorted(p.name for p in path.parent.glob("process_*")))
-        raise CheckpointError(f"{path} is missing; there are {have}: continue with as many processes as saved it")
-    return path.read_bytes()
+    paths = [path] if path.is_file() else sorted(path.parent.glob("process_*"))
+    return tuple(p.read_bytes() for p in paths)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

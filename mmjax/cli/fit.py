@@ -1,12 +1,10 @@
 """What the data and the model of a stage must agree on; nobody else sees both."""
 
-import math
-
 from jax.sharding import Mesh
 
 from mmjax.data import templates
 from mmjax.data.config import DataSetConfig
-from mmjax.parallel import RULES
+from mmjax.parallel import RULES, num_row_parts
 from mmjax.training.config import StageConfig
 from mmjax.training.structure import ConfigError, require
 
@@ -39,13 +37,12 @@ def check_fit(name: str, config: StageConfig) -> None:
 
 def check_rows(name: str, config: StageConfig, mesh: Mesh) -> None:
     """Checks that the rows of every data set divide over the devices; ConfigError names sizes that would."""
-    axes = RULES["batch"]
-    parts = math.prod(mesh.shape[axis] for axis in axes)
+    parts = num_row_parts(mesh)
     for set_name, data in config.data.sets.items():
         below = data.batch_size // parts * parts
         require(below == data.batch_size,
                 f"{name}{'.' if name else ''}data.sets.{set_name}.batch_size={data.batch_size} must be a multiple of "
-                f"the {parts} devices on the mesh axes {' x '.join(axes)}; "
+                f"the {parts} devices on the mesh axes {' x '.join(RULES['batch'])}; "
                 f"try {f'{below} or ' if below else ''}{below + parts}")
 
 

@@ -13,8 +13,10 @@ COMMANDS = {
     "generate": "let a trained model continue images and text",
     "config": "print a config with every default filled in",
     "params": "print the parameters of a config: shapes, shardings, what trains",
+    "launch": "run `mmjax train` as several processes of this machine",
     "doctor": "check this machine: versions, devices, extras, disk space, a small computation",
 }
+ALONE = ("evaluate", "generate")            # commands that would write the same files from every process
 USAGE, FAILED, INTERRUPTED = 2, 1, 130      # exit codes
 
 
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(COMMANDS)}"
         return _report(f"unknown command {command!r}; {hint}", USAGE)
     try:
-        return importlib.import_module(f"mmjax.cli.{command}").run(rest)
+        return _run(command, rest)
     except KeyboardInterrupt:
         return _report("interrupted", INTERRUPTED)
     except BrokenPipeError:                 # the reader, `head` say, has seen enough
@@ -54,7 +56,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _exit_code(error)
         if debug or code is None:
             traceback.print_exc()
+        if command == "train":
+            from mmjax.parallel import processes
+            processes.fail(error, _text(error), code or FAILED)     # does not return where there are others
         return _report(_text(error), code or FAILED)
+
+
+def _run(command: str, argv: Sequence[str]) -> int:
+    """Runs a command; as one of several processes, if it is one that can."""
+    if command == "train":
+        from mmjax.parallel import processes
+        processes.join()
+        try:
+            code = importlib.import_module("mmjax.cli.train").run(argv)
+        except SystemExit:                  # after a signal, which all processes obey at the same step
+            processes.leave()
+            raise
+        processes.leave()
+        return code
+    if command in ALONE:
+        from mmjax.parallel import launchers
+        if place := launchers.find(os.environ):
+            raise ValueError(f"mmjax {command} runs in one process, but {place.launcher} started several; "
+                             "start it once")
+    return importlib.import_module(f"mmjax.cli.{command}").run(argv)
 
 
 def _usage() -> str:

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 from jax.sharding import Mesh
 
 from mmjax import models
 from mmjax.checkpoint import manager
-from mmjax.cli import arguments, report, stages
+from mmjax.cli import agreement, arguments, report, stages
 from mmjax.cli.fit import check_fit, check_rows
 from mmjax.cli.trained import make_writer
 from mmjax.data.documents import DocumentSource
@@ -19,7 +18,7 @@ from mmjax.data.prepare import prepare
 from mmjax.evals import check_evals
 from mmjax.evals.prompts import Writer
 from mmjax.models.interface import Model, Params
-from mmjax.parallel import make_mesh
+from mmjax.parallel import make_mesh, processes, share_of_rows
 from mmjax.training import loop
 from mmjax.training.config import StageConfig
 from mmjax.training.step import make_plan
@@ -43,15 +42,18 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--workdir", type=Path, required=True, help="run directory; made if absent")
     args = arguments.parse(parser, argv)
     resolved = stages.from_args(args)
+    agreement.check_start(resolved)
     jobs = [make_job(name, config, args.workdir) for name, config in resolved]
-    stages.check_same_run(resolved, args.workdir)
-    for job in jobs:
-        prepare(job.config.data, progress=sys.stderr.isatty())
-        check_data(job)
+    with processes.first_then_others():
+        stages.check_same_run(resolved, args.workdir)
+        for job in jobs:
+            prepare(job.config.data, progress=sys.stderr.isatty())
+            check_data(job)
+    agreement.check_data(resolved)
     stages.write(resolved, args.workdir)
     for job in jobs:
         result = train(job)
-        if result.evaluation and jax.process_index() == 0:
+        if result.evaluation:
             print(report.summary(result.evaluation, job.workdir))
     return 0
 
@@ -93,10 +95,9 @@ def train(job: Job) -> loop.Result:
 
     def evaluate(params: Params, step: int) -> dict[str, float]:
         results = report.evaluate(config, job.model, params, job.writer, progress=sys.stderr.isatty())
-        if jax.process_index() == 0:
-            report.write(results, config.evals, job.workdir, step=step)
+        report.write(results, config.evals, job.workdir, step=step)
         return results.metrics
 
-    with Loader(config.data, jax.process_index(), jax.process_count()) as loader:
+    with Loader(config.data, *share_of_rows(job.mesh)) as loader:
         return loop.run(config, job.model, loader, job.workdir, mesh=job.mesh, set_weights=weights,
                         evaluate=evaluate if config.evals else None)

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import signal
 import threading
@@ -14,13 +13,13 @@ from typing import NamedTuple, Protocol
 
 import jax
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from mmjax.batch import Batch
 from mmjax.checkpoint import manager
 from mmjax.checkpoint.manager import CheckpointManager
 from mmjax.models.interface import Model, Params
-from mmjax.parallel import RULES, batch_sharding, make_mesh
+from mmjax.parallel import RULES, make_mesh, num_row_parts, put_rows, share_of_rows
 from mmjax.training import config as config_lib
 from mmjax.training import optimizer, plots
 from mmjax.training import step as step_lib
@@ -42,7 +41,7 @@ class Loader(Protocol):
 
     def __next__(self) -> dict[str, Batch]: ...
     def get_state(self) -> bytes: ...
-    def set_state(self, state: bytes) -> None: ...
+    def set_state(self, *states: bytes) -> None: ...
 
 
 class Result(NamedTuple):
@@ -91,7 +90,7 @@ def run(config: StageConfig, model: Model, loader: Loader, workdir: str | Path, 
             files = MetricWriter(workdir, step) if is_first else contextlib.nullcontext()
             with files as writer, StopSignal() as stop:
                 trainer = _Trainer(config, loader, workdir, evaluate, checkpoints, writer, progress,
-                                   step_lib.make_train_step(model, plan, set_weights or {}), batch_sharding(mesh))
+                                   step_lib.make_train_step(model, plan, set_weights or {}), mesh)
                 return trainer.train(state, step, stop)
 
 
@@ -127,7 +126,7 @@ def _start(config: StageConfig, model: Model, plan: Plan, loader: Loader, workdi
     if checkpoints.latest_step() is not None:
         restored = checkpoints.restore(plan.template)
         if restored.step < config.total_steps:
-            loader.set_state(restored.data)
+            loader.set_state(*restored.data)
         return restored.state, restored.step
     given = {}
     for part, source in config.init_from.items():
@@ -149,11 +148,11 @@ class _Trainer:
     writer: MetricWriter | None         # of the first process
     progress: Progress
     update: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
-    sharding: NamedSharding
+    mesh: Mesh
 
     def __post_init__(self):
         self.key = jax.random.fold_in(jax.random.key(self.config.seed), 1)
-        self.clock = Clock(jax.process_count())
+        self.clock = Clock(share_of_rows(self.mesh)[1])
         self.skipped = 0
 
     def train(self, state: TrainState, step: int, stop: "StopSignal") -> Result:
@@ -198,7 +197,7 @@ class _Trainer:
                 raise TrainingError(f"the data ended after step {step} of total_steps={self.config.total_steps}; "
                                     "repeat the data or lower total_steps") from None
         self.clock.count(batches)
-        return {name: _put(name, batch, self.sharding) for name, batch in batches.items()}
+        return {name: _put(name, batch, self.mesh) for name, batch in batches.items()}
 
     def _check(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         """Stops the run if more updates were skipped than it may; `metrics` are those of `step`."""
@@ -273,15 +272,14 @@ class StopSignal:
         return self._signum
 
 
-def _put(name: str, batch: Batch, sharding: NamedSharding) -> Batch:
+def _put(name: str, batch: Batch, mesh: Mesh) -> Batch:
     """Lays this process's rows of a batch over the devices."""
-    rows = len(batch.tokens) * jax.process_count()
-    axes = RULES["batch"]
-    parts = math.prod(sharding.mesh.shape[axis] for axis in axes)
+    rows = len(batch.tokens) * share_of_rows(mesh)[1]
+    parts = num_row_parts(mesh)
     require(rows % parts == 0,
             f"data set {name!r} has {rows} rows a step, which must be a multiple of the {parts} devices on mesh axes "
-            f"{' x '.join(axes)}; try {max(rows // parts, 1) * parts} or {(rows // parts + 1) * parts}")
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+            f"{' x '.join(RULES['batch'])}; try {max(rows // parts, 1) * parts} or {(rows // parts + 1) * parts}")
+    return jax.tree.map(lambda x: put_rows(x, mesh), batch)
 
 
 def _is_due(step: int, every: int) -> bool:

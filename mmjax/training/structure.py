@@ -89,7 +89,7 @@ def difference(config: Any, stored: Mapping[str, Any]) -> list[tuple[str, Any, A
         (path, stored value, value now) of every leaf that differs; `"absent"` stands for a missing one.
     """
     free_paths = tuple(_free_paths(config))
-    now, then = dict(_leaves(to_dict(config))), dict(_leaves(stored))
+    now, then = dict(leaves(to_dict(config))), dict(leaves(stored))
     rows = []
     for path in sorted(now.keys() | then.keys()):
         is_free = any(path == p or path.startswith(f"{p}.") for p in free_paths)
@@ -166,12 +166,12 @@ def _wrong_type(path: str, value: Any, wanted: str) -> ConfigError:
     return ConfigError(f"{path}={value!r} is of type {type(value).__name__} but must be {wanted}")
 
 
-def _leaves(value: Any, path: str = "") -> typing.Iterator[tuple[str, Any]]:
-    """Yields (path, value) of scalars, and of empty containers so that `{}` differs from `{"a": 1}`."""
+def leaves(value: Any, path: str = "") -> typing.Iterator[tuple[str, Any]]:
+    """Yields (path, value) of the scalars of a plain mapping, and of empty containers: `{}` differs from `{"a": 1}`."""
     children = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     if isinstance(value, Mapping | list) and value:
         for key, child in children:
-            yield from _leaves(child, _join(path, key))
+            yield from leaves(child, _join(path, key))
     else:
         yield path, json.loads(json.dumps(value))
 

@@ -146,7 +146,7 @@ def test_five_steps_and_five_in_a_new_process_equal_ten(folder, straight, worker
     assert manager.steps(workdir) == [5]
     train(folder / "config.py", workdir, workers, STEPS)
     assert_same_run(workdir, straight(workers))
-    counters = data_state(workdir)["counters"]
+    counters = data_state(workdir)["streams"]["0"]["counters"]
     assert all(c["documents"] > 2 * STEPS for c in counters.values()), counters      # rows hold several
 
 
