@@ -93,13 +93,22 @@ def walk(entries, count: jax.Array, body: Callable, state: Any, repeats: int = 1
     return lax.fori_loop(0, count * repeats, step, (entries[0], state))[1]
 
 
+def slot_of(step: jax.Array, stages: int) -> jax.Array:
+    """Which of the buffers holds the tile of a step.
+
+    With one buffer it is 0, but not to the compiler: it would move the addresses of all products of a tile, then
+    constant, before the loop, more than there are registers.
+    """
+    return lax.rem(step, stages) if stages > 1 else step >> 30
+
+
 def drain(num_steps: jax.Array, stages: int, *freed) -> None:
     """Waits until the last tiles are done with, so that every arrival at a barrier has been seen."""
 
     @pl.loop(jnp.maximum(num_steps - stages, 0), num_steps)
     def step(i):
         for barrier in freed:
-            plgpu.barrier_wait(barrier.at[lax.rem(i, stages)])
+            plgpu.barrier_wait(barrier.at[slot_of(i, stages)])
 
 
 def load_key_tiles(k, v, smem, filled, freed, entries, count, where: Callable) -> None:
@@ -115,7 +124,7 @@ def load_key_tiles(k, v, smem, filled, freed, entries, count, where: Callable) -
     stages = smem[0].shape[0]
 
     def tile(step, at, full, _):
-        slot = lax.rem(step, stages)
+        slot = slot_of(step, stages)
         for ref, buffer, fill, free in zip((k, v), smem, filled, freed, strict=True):
 
             @pl.when(step >= stages)
@@ -197,13 +206,20 @@ def columns(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
     return lax.broadcast_in_dim(x, shape, [1])
 
 
-def capped(form: Form, logits: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    """Raw products as logits in powers of two, and the slope of the soft cap (None without one)."""
+def capped(form: Form, logits: jax.Array) -> jax.Array:
+    """Raw products as logits in powers of two."""
     if form.soft_cap is None:
-        return logits * (form.scale * LOG2_E), None
+        return logits * (form.scale * LOG2_E)
     grown = jnp.exp2(logits * (2 * LOG2_E * form.scale / form.soft_cap))
-    bent = 1 - 2 / (1 + grown)  # tanh; the instruction for it has only 11 bits
-    return bent * (form.soft_cap * LOG2_E), 1 - bent * bent
+    return (form.soft_cap * LOG2_E) * (1 - 2 / (1 + grown))  # tanh; the instruction for it has only 11 bits
+
+
+def through_cap(form: Form, d_logits: jax.Array, weights: jax.Array, lse: jax.Array) -> jax.Array:
+    """Gradient of the logits before the soft cap. Its slope comes from the weights: logits kept would not fit."""
+    if form.soft_cap is None:
+        return d_logits
+    bent = (jnp.log2(weights) + lse) * (1 / (form.soft_cap * LOG2_E))
+    return jnp.where(weights > 0, d_logits * (1 - bent * bent), 0.0)
 
 
 def hide(logits: jax.Array, full: jax.Array, start: jax.Array, stop: jax.Array, first_key, key_axis: int) -> jax.Array:

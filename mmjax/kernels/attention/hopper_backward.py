@@ -66,19 +66,17 @@ def backward_queries(
             lse, delta = stats_smem[group, 0], stats_smem[group, 1]
 
             def tile(step, at, full, d_q):
-                slot = lax.rem(step, stages)
+                slot = hopper.slot_of(step, stages)
                 left, scale = hopper.scaled(scales, queries, place, at)
                 plgpu.barrier_wait(k_full.at[slot])
                 logits = hopper.product(form, left, hopper.transposed(k_smem.at[slot]))
-                logits, slope = hopper.capped(form, logits)
-                logits = hopper.hide(logits, full, start, stop, at * size, key_axis=1)
+                logits = hopper.hide(hopper.capped(form, logits), full, start, stop, at * size, key_axis=1)
                 weights = jnp.exp2(logits - rows(lse, shape))
                 plgpu.barrier_wait(v_full.at[slot])
                 d_weights = hopper.product(form, d_out_rows, hopper.transposed(v_smem.at[slot]))
                 plgpu.barrier_arrive(v_free.at[slot])
                 d_logits = weights * (d_weights - rows(delta, shape))
-                if slope is not None:
-                    d_logits = jnp.where(weights > 0, d_logits * slope, 0.0)  # a hidden pair's slope may be NaN
+                d_logits = hopper.through_cap(form, d_logits, weights, rows(lse, shape))
                 d_q = hopper.add_product(form, d_q, d_logits.astype(k.dtype), k_smem.at[slot], scale)
                 plgpu.barrier_arrive(k_free.at[slot])
                 return d_q
@@ -151,7 +149,7 @@ def backward_keys(
             plgpu.set_max_registers(hopper.LOAD_REGISTERS, action="decrease")
 
             def tile(step, at, full, _):
-                slot = lax.rem(step, stages)
+                slot = hopper.slot_of(step, stages)
 
                 @pl.when(step >= stages)
                 def wait():
@@ -182,24 +180,23 @@ def backward_keys(
 
             def tile(step, at, full, state):
                 d_k, d_v = state
-                slot = lax.rem(step, stages)
+                slot = hopper.slot_of(step, stages)
                 lane = (slot, group) if pair_heads else (slot,)
                 queries, d_out_rows = q_smem.at[lane], d_out_smem.at[lane]
                 left, scale = hopper.scaled(scales, keys, at, place)
                 plgpu.barrier_wait(q_full.at[slot])
                 logits = hopper.product(form, left, hopper.transposed(queries))
-                logits, slope = hopper.capped(form, logits)
                 start, stop = bounds_smem[slot, 0], bounds_smem[slot, 1]
-                logits = hopper.hide(logits, full, start, stop, first, key_axis=0)
-                weights = jnp.exp2(logits - columns(stats_smem[*lane, 0], shape))
+                logits = hopper.hide(hopper.capped(form, logits), full, start, stop, first, key_axis=0)
+                lse = columns(stats_smem[*lane, 0], shape)
+                weights = jnp.exp2(logits - lse)
                 plgpu.barrier_wait(d_out_full.at[slot])
                 if want_v:
                     d_v = hopper.product(form, weights.astype(q.dtype), d_out_rows, onto=d_v)
                 if want_k:
                     d_weights = hopper.product(form, values, hopper.transposed(d_out_rows))
                     d_logits = weights * (d_weights - columns(stats_smem[*lane, 1], shape))
-                    if slope is not None:
-                        d_logits = jnp.where(weights > 0, d_logits * slope, 0.0)
+                    d_logits = hopper.through_cap(form, d_logits, weights, lse)
                     d_k = hopper.add_product(form, d_k, d_logits.astype(q.dtype), queries, scale)
                 plgpu.barrier_arrive(free.at[slot])
                 return d_k, d_v

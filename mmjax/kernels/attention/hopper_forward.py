@@ -74,13 +74,12 @@ def forward(form: Form, q, k, v, bounds, tiles: TileList, xpos: XPos | tuple[()]
 
             def tile(step, at, full, state):
                 acc, top, total = state
-                slot = lax.rem(step, stages)
+                slot = hopper.slot_of(step, stages)
                 left, _ = hopper.scaled(scales, queries, place, at)
                 plgpu.barrier_wait(k_full.at[slot])
                 logits = hopper.product(form, left, hopper.transposed(k_smem.at[slot]), meanwhile=take_turn)
                 plgpu.barrier_arrive(k_free.at[slot])
-                logits, _ = hopper.capped(form, logits)
-                logits = hopper.hide(logits, full, start, stop, at * size, key_axis=1)
+                logits = hopper.hide(hopper.capped(form, logits), full, start, stop, at * size, key_axis=1)
                 new_top = jnp.maximum(top, logits.max(1))
                 decay = jnp.exp2(top - new_top)
                 weights = jnp.exp2(logits - rows(new_top, shape))

@@ -21,7 +21,7 @@ from mmjax.kernels.target import compute_capability
 
 BLOCK_QUERIES = 2 * GROUP_ROWS
 SHARED_BYTES = 227 * 1024  # of a thread block on compute capability 9.0
-MAX_HEAD_DIM = 256
+MAX_HEAD_DIM, MAX_XPOS_HEAD_DIM = 256, 128
 DTYPES = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
 
 
@@ -60,8 +60,9 @@ def refuse_anywhere(q, k, v, *, rotary, bias, **arguments) -> str | None:
         return f"q {q.dtype}, k {k.dtype} and v {v.dtype} must all be bfloat16 or all float16, for the tensor cores"
     if _has_xpos(rotary) and q.dtype == jnp.float16:
         return "the scales of xPos leave the range of float16; cast to bfloat16"
-    if not 16 <= q.shape[-1] <= MAX_HEAD_DIM:
-        return f"head_dim={q.shape[-1]} must be from 16 to {MAX_HEAD_DIM}: other tiles do not fit in registers"
+    largest = MAX_XPOS_HEAD_DIM if _has_xpos(rotary) else MAX_HEAD_DIM
+    if not 16 <= q.shape[-1] <= largest:
+        return f"head_dim={q.shape[-1]} must be from 16 to {largest}: other tiles do not fit in registers"
     if bias is not None:
         return "it has no bias"
     if q.size == 0 or k.size == 0:

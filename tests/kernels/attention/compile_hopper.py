@@ -1,9 +1,11 @@
 """Compiles the Hopper kernels for an H200 that is not there, and prints what the assembler says of each as JSON.
 
-Run:     python tests/kernels/attention/compile_hopper.py HEAD_DIM,T,S,N,K ...
+Run:     python tests/kernels/attention/compile_hopper.py FORM,HEAD_DIM,T,S,N,K ...
+         where FORM is plain, xpos or soft_cap
 Needs:   pip install --no-deps jax-cuda13-plugin jax-cuda13-pjrt, in the version of jax
 """
 
+import functools
 import json
 import os
 import re
@@ -22,6 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
 from mmjax.kernels.attention.mask import IntervalMask  # noqa: E402
 from mmjax.kernels.attention.pallas_gpu import pallas_gpu  # noqa: E402
+from mmjax.kernels.attention.rotary import Rotary  # noqa: E402
 
 H200 = """
 gpu_device_info {
@@ -40,22 +43,25 @@ platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description
 """
 
 
-def compile_case(mesh: Mesh, head_dim: int, t: int, s: int, n: int, k: int) -> None:
+def compile_case(mesh: Mesh, form: str, head_dim: int, t: int, s: int, n: int, k: int) -> None:
     """Forward and backward of one shape."""
     where = NamedSharding(mesh, PartitionSpec())
 
     def struct(*shape, dtype=jnp.bfloat16):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
-    def run(q, k, v, start, stop, d_out):
-        mask = IntervalMask(start, stop)
-        f = lambda *args: pallas_gpu(*args, mask=mask, rotary=None, bias=None, scale=0.1, soft_cap=None)  # noqa: E731
-        out, vjp = jax.vjp(f, q, k, v)
+    def run(q, k, v, mask, rotary, d_out):
+        soft_cap = 50.0 if form == "soft_cap" else None
+        call = functools.partial(pallas_gpu, mask=mask, rotary=rotary, bias=None, scale=0.1, soft_cap=soft_cap)
+        out, vjp = jax.vjp(call, q, k, v)
         return out, vjp(d_out)
 
-    queries, keys, bound = struct(2, t, n, head_dim), struct(2, s, k, head_dim), struct(2, t, dtype=jnp.int32)
+    queries, keys = struct(2, t, n, head_dim), struct(2, s, k, head_dim)
+    q_index, k_index = struct(2, t, dtype=jnp.int32), struct(2, s, dtype=jnp.int32)
+    mask = IntervalMask(q_index, q_index)
+    rotary = Rotary(q_index, k_index, layout="interleaved", xpos_scale_base=512.0) if form == "xpos" else None
     with jax.set_mesh(mesh):
-        jax.jit(run).lower(queries, keys, keys, bound, bound, queries).compile()
+        jax.jit(run).lower(queries, keys, keys, mask, rotary, queries).compile()
 
 
 def report(dump: Path) -> list[dict[str, int]]:
@@ -79,7 +85,8 @@ def main(cases: list[str]) -> None:
     mesh = Mesh(np.array(topology.devices[:1]), ("x",))
     seen = 0
     for case in cases:
-        compile_case(mesh, *map(int, case.split(",")))
+        form, *size = case.split(",")
+        compile_case(mesh, form, *map(int, size))
         kernels = report(DUMP)
         print(json.dumps({"case": case, "kernels": kernels[seen:]}), flush=True)
         seen = len(kernels)

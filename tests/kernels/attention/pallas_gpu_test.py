@@ -220,8 +220,16 @@ def test_is_refused_without_a_gpu():
         attention(x, x, x, mask=masks.all_keys(1, 4, 4), implementation="pallas_gpu")
 
 
-# HEAD_DIM,T,S,N,K: causal self-attention, Flamingo's cross-attention, every kind of padding
-COMPILED = ["64,2048,2048,16,16", "128,2048,2048,32,8", "128,2048,320,64,64", "96,257,257,16,16"]
+# FORM,HEAD_DIM,T,S,N,K: self-attention, Flamingo's cross-attention, every kind of padding, one buffer, xPos, soft cap
+COMPILED = [
+    "plain,64,2048,2048,16,16",
+    "plain,128,2048,2048,32,8",
+    "plain,128,2048,320,64,64",
+    "plain,72,257,257,16,16",
+    "plain,256,512,512,8,1",
+    "xpos,64,2048,2048,32,32",
+    "soft_cap,128,2048,2048,8,4",
+]
 
 
 def test_compiles_for_an_h200_without_spills(tmp_path):
