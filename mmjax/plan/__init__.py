@@ -1,0 +1,1 @@
+"""What a training step will cost on a machine that need not be at hand."""
