@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = ("batch", "kernels", "parallel", "layers", "losses", "parts", "models", "data", "checkpoint", "training",
-          "decoding", "evals", "cli")
+          "decoding", "evals", "plan", "cli")
 # (files bound by the rule, what they must not import, files it spares, imports it spares, why)
 RULES = (
     ("mmjax", "flax", ("mmjax.layers", "mmjax.parts", "mmjax.models"), (), "only layers, parts and models see Flax"),

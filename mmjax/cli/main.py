@@ -13,6 +13,7 @@ COMMANDS = {
     "generate": "let a trained model continue images and text",
     "config": "print a config with every default filled in",
     "params": "print the parameters of a config: shapes, shardings, what trains",
+    "plan": "say what a config will need on a machine that is not at hand: memory, time, network",
     "launch": "run `mmjax train` as several processes of this machine",
     "doctor": "check this machine: versions, devices, extras, disk space, a small computation",
 }
