@@ -12,6 +12,7 @@ from mmjax.kernels.attention.rotary import Rotary
 from mmjax.kernels.decode.pallas_tpu import pallas_tpu
 from mmjax.kernels.decode.reference import reference
 from mmjax.kernels.placement import HEADS, ROWS, axes_for, free_axes, is_explicit, num_devices
+from mmjax.kernels.target import platform
 
 IMPLEMENTATIONS = {"pallas_tpu": pallas_tpu, "reference": reference}
 
@@ -53,7 +54,7 @@ def decode_attention(
     _check(q, k_pages, v_pages, page_table, mask)
     if implementation not in (None, *IMPLEMENTATIONS):
         raise ValueError(f"implementation={implementation!r} must be None or one of {', '.join(IMPLEMENTATIONS)}")
-    chosen = implementation or ("pallas_tpu" if jax.default_backend() == "tpu" else "reference")
+    chosen = implementation or ("pallas_tpu" if platform() == "tpu" else "reference")
     if rotary is not None:
         q = rotary.rotate_q(q[:, None])[:, 0]
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from mmjax.kernels.grouped_matmul.blocks import blocks
 from mmjax.kernels.grouped_matmul.ragged import ragged
 from mmjax.kernels.grouped_matmul.reference import reference
+from mmjax.kernels.target import platform
 
 IMPLEMENTATIONS = {"blocks": blocks, "ragged": ragged, "reference": reference}
 
@@ -32,7 +33,7 @@ def grouped_matmul(
         raise ValueError(f"implementation={implementation!r} must be None or one of {', '.join(IMPLEMENTATIONS)}")
     if x.size == 0 or kernels.size == 0:
         return jnp.zeros((len(x), kernels.shape[2]), x.dtype)
-    chosen = implementation or ("blocks" if jax.default_backend() == "cpu" else "ragged")
+    chosen = implementation or ("blocks" if platform() == "cpu" else "ragged")
     return IMPLEMENTATIONS[chosen](x, kernels, group_sizes)
 
 
