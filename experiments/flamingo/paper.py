@@ -16,7 +16,8 @@ Where it differs from the paper:
 - cross-attention: keys and values are projected from the resampler's 1536. The 1.6B and 10B of table 5 would need
   visual tokens as wide as the language model.
 - loss: a weighted mean over the tokens of each data set, where the paper sums over a sequence.
-- batch sizes are those of the 3B ablations, and the betas AdamW's defaults: the final runs' are not in the paper.
+- batch sizes are those of the 3B ablations, for 80B three times those: they divide over the paper's 1,536 chips, 16 a
+  model. The final runs' are not in the paper, nor are AdamW's betas, which are its defaults.
 - images are not flipped or jittered in colour; padding has CLIP's mean pixel.
 - pairs and videos are cut at 64 tokens (ours; LTIP averages 20).
 """
@@ -24,11 +25,12 @@ Where it differs from the paper:
 import ml_collections
 
 VARIANTS = {
-    # Blocks, width and heads of the language model; cross-attention before every n-th; a mesh. The smallest data set
-    # has 64 rows, so that these meshes take 64, 64 and 1,024 devices at most.
-    "3b": dict(num_layers=24, embed_dim=2048, num_heads=16, every=1, mesh=dict(fsdp=-1)),
-    "9b": dict(num_layers=32, embed_dim=4096, num_heads=32, every=4, mesh=dict(fsdp=-1)),
-    "80b": dict(num_layers=80, embed_dim=8192, num_heads=64, every=7, mesh=dict(fsdp=-1, model=16)),
+    # Blocks, width and heads of the language model; cross-attention before every n-th; a mesh; times the rows of the 3B
+    # ablations. The smallest data set has 64 rows, for 80B 192, so that these meshes take 64, 64 and 3,072 devices at
+    # most. Heads of 80B divide by 16, and widths by powers of two: its mesh takes 1,024 devices as well as 1,536.
+    "3b": dict(num_layers=24, embed_dim=2048, num_heads=16, every=1, mesh=dict(fsdp=-1), rows=1),
+    "9b": dict(num_layers=32, embed_dim=4096, num_heads=32, every=4, mesh=dict(fsdp=-1), rows=1),
+    "80b": dict(num_layers=80, embed_dim=8192, num_heads=64, every=7, mesh=dict(data=-1, fsdp=2, model=16), rows=3),
 }
 VOCAB = 32_000
 SPECIALS = ("<pad>", "<BOS>", "<EOS>", "<EOC>", "<image>")
@@ -47,7 +49,7 @@ def get_config(variant: str = "3b") -> ml_collections.ConfigDict:
     c.rules = (("(vision|lm)/.*", "frozen"), ("resampler/.*", "resampler"), ("xattn/.*", "main"))
     c.groups = dict(main=dict(), resampler=dict(weight_decay=0.0))
     c.frozen_dtype = "bfloat16"
-    c.data = data()
+    c.data = data(v["rows"])
     c.optimizer = dict(name="adamw", lr=1e-4, schedule="constant", warmup_steps=5_000, weight_decay=0.1, clip_norm=1.0)
     c.total_steps = 500_000
     c.mesh = v["mesh"]
@@ -77,16 +79,16 @@ def cross_attention(v: dict) -> dict:
                 mlp_dim=4 * v["embed_dim"], activation="squared_relu", dtype="bfloat16")
 
 
-def data() -> dict:
-    """Four data sets, whose weighted gradients add up in every update (section 2.4)."""
+def data(rows: int) -> dict:
+    """Four data sets, whose weighted gradients add up in every update (section 2.4); `rows` times those of the 3B."""
     return dict(
         tokenizer="pretrained/chinchilla_tokenizer", specials=SPECIALS, workers=8,
         sets=dict(
-            m3w=data_set("m3w", batch_size=256, loss_weight=1.0, seq_len=256, images_per_row=5, too_long="window",
-                         template_options=dict(bos="<BOS>", p_next=0.5)),
-            align=pairs("align", batch_size=512, loss_weight=0.2),
-            ltip=pairs("ltip", batch_size=512, loss_weight=0.2),
-            vtp=pairs("vtp", batch_size=64, loss_weight=0.03, frames=8),
+            m3w=data_set("m3w", batch_size=256 * rows, loss_weight=1.0, seq_len=256, images_per_row=5,
+                         too_long="window", template_options=dict(bos="<BOS>", p_next=0.5)),
+            align=pairs("align", batch_size=512 * rows, loss_weight=0.2),
+            ltip=pairs("ltip", batch_size=512 * rows, loss_weight=0.2),
+            vtp=pairs("vtp", batch_size=64 * rows, loss_weight=0.03, frames=8),
         ))
 
 

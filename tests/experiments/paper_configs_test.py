@@ -145,8 +145,9 @@ def test_what_is_frozen_and_what_decays(system, args, frozen):
 
 @pytest.mark.quick
 @pytest.mark.parametrize("system, args, num_devices", [
-    ("flamingo", ("3b",), 64), ("flamingo", ("9b",), 64), ("flamingo", ("80b",), 1024), ("kosmos1", (), 16),
-], ids=["3b", "9b", "80b", "kosmos1"])
+    ("flamingo", ("3b",), 64), ("flamingo", ("9b",), 64), ("flamingo", ("80b",), 1024),
+    ("flamingo", ("80b",), 1536), ("kosmos1", (), 16),
+], ids=["3b", "9b", "80b on 1024", "80b on 1536", "kosmos1"])
 def test_suggested_mesh_divides_every_parameter_and_every_batch(system, args, num_devices):
     for _, config in load(system, *args):
         model, sizes = build(system, config.model), mesh_shape(config.mesh, num_devices)
