@@ -99,6 +99,7 @@ class StageConfig:
         eval_every: steps between evaluations; 0 evaluates at the end only.
         checkpoint_every: steps between checkpoints; 0 saves at the end only.
         keep_checkpoints: how many of the latest checkpoints stay on disk.
+        profile_steps: (first, last) step to record in `profile/` of the run directory; None records none.
         max_nonfinite: updates with a loss or gradient that is not finite to skip before the run stops.
         evals: what to evaluate.
     """
@@ -118,6 +119,7 @@ class StageConfig:
     eval_every: int = free(default=0)
     checkpoint_every: int = free(default=1000)
     keep_checkpoints: int = free(default=2)
+    profile_steps: tuple[int, int] | None = free(default=None)
     max_nonfinite: int = free(default=0)
     evals: tuple[Any, ...] = free(default=())
 
@@ -126,6 +128,8 @@ class StageConfig:
             require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
         for name in ("eval_every", "checkpoint_every", "max_nonfinite", "seed"):
             require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
+        require(self.profile_steps is None or 1 <= self.profile_steps[0] <= self.profile_steps[1],
+                f"profile_steps={self.profile_steps} must be (first, last) with 1 <= first <= last, or None")
         require(self.optimizer.schedule == "constant" or self.optimizer.warmup_steps < self.total_steps,
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} must be less than "
                 f"total_steps={self.total_steps}, so that the rate can come down")

@@ -20,10 +20,13 @@ from mmjax.checkpoint import manager
 from mmjax.checkpoint.manager import CheckpointManager
 from mmjax.models.interface import Model, Params
 from mmjax.parallel import RULES, make_mesh, num_row_parts, put_rows, share_of_rows
+from mmjax.parallel.chips import chip_of
+from mmjax.parts.flops import Work
 from mmjax.training import config as config_lib
 from mmjax.training import optimizer, plots
 from mmjax.training import step as step_lib
 from mmjax.training.config import StageConfig
+from mmjax.training.goodput import Goodput, Profile
 from mmjax.training.metrics import Clock, MetricWriter, Progress, duration, read_rows
 from mmjax.training.step import Plan, TrainState
 from mmjax.training.structure import ConfigError, require, to_dict
@@ -75,22 +78,25 @@ def run(config: StageConfig, model: Model, loader: Loader, workdir: str | Path, 
         TrainingError: if the loss is not finite, or the data ends.
         SystemExit: after a signal.
     """
-    workdir = Path(workdir).absolute()
+    workdir, goodput = Path(workdir).absolute(), Goodput()
     mesh = make_mesh(config.mesh) if mesh is None else mesh
     plan = step_lib.make_plan(model, config, mesh)
     claim(config, workdir)
     is_first = jax.process_index() == 0
     with jax.set_mesh(mesh), CheckpointManager(workdir, config.keep_checkpoints) as checkpoints:
-        state, step = _start(config, model, plan, loader, workdir, checkpoints)
+        with goodput.phase("start"):
+            state, step = _start(config, model, plan, loader, workdir, checkpoints)
         with Progress(config.system, step, config.total_steps, quiet=not is_first) as progress:
             progress.say(f"{config.system}: {optimizer.param_summary(state.params, plan.labels)}; "
                          f"mesh {_mesh_text(mesh)}; step {step} of {config.total_steps}; {workdir}")
             if step >= config.total_steps and (done := _last_evaluation(workdir, step)) is not None:
                 return Result(step, state.params, done)
             files = MetricWriter(workdir, step) if is_first else contextlib.nullcontext()
-            with files as writer, StopSignal() as stop:
+            profile = Profile(config.profile_steps if is_first else None, workdir / "profile")
+            with files as writer, profile, StopSignal() as stop:
                 trainer = _Trainer(config, loader, workdir, evaluate, checkpoints, writer, progress,
-                                   step_lib.make_train_step(model, plan, set_weights or {}), mesh)
+                                   step_lib.make_train_step(model, plan, set_weights or {}), mesh,
+                                   _operations(model, plan), goodput, profile)
                 return trainer.train(state, step, stop)
 
 
@@ -149,10 +155,14 @@ class _Trainer:
     progress: Progress
     update: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     mesh: Mesh
+    operations: Callable[[Mapping[str, Batch]], float]
+    goodput: Goodput
+    profile: Profile
 
     def __post_init__(self):
         self.key = jax.random.fold_in(jax.random.key(self.config.seed), 1)
-        self.clock = Clock(share_of_rows(self.mesh)[1])
+        chip = chip_of(self.mesh.devices.flat[0].device_kind)
+        self.clock = Clock(share_of_rows(self.mesh)[1], self.operations, chip and chip.flops * self.mesh.size)
         self.skipped = 0
 
     def train(self, state: TrainState, step: int, stop: "StopSignal") -> Result:
@@ -161,13 +171,18 @@ class _Trainer:
         first, self.skipped = step, int(state.skipped)
         while step < config.total_steps:
             batches = self._next_batches(step)
-            previous, (state, metrics) = metrics, self.update(state, batches, self.key)
+            self.profile.before(step + 1)
+            with self.goodput.phase("compile") if step == first else contextlib.nullcontext():
+                previous, (state, metrics) = metrics, self.update(state, batches, self.key)
+                if step == first:
+                    jax.block_until_ready(metrics)
             if previous is not None:
                 self._check(step, previous)     # one step late, so that the devices always have work waiting
             step += 1
             self.progress.step()
+            if said := self.profile.after(step, metrics):
+                self.progress.say(said)
             if step == first + 1:
-                jax.block_until_ready(metrics)
                 self.progress.say(f"compiled and made the first step in {duration(time.perf_counter() - begin)}")
             if step % config.log_every == 0:
                 self._log(step, metrics)
@@ -187,10 +202,11 @@ class _Trainer:
             self._check(step, metrics)
             self._save(step, state)
         evaluation = self._run_evaluation(state, step)
+        self.progress.say(f"{self.config.system}: {self.goodput.text()}{self.clock.text()}")
         return Result(step, state.params, evaluation)
 
     def _next_batches(self, step: int) -> dict[str, Batch]:
-        with self.clock.waiting():
+        with self.clock.waiting(), self.goodput.phase("data"):
             try:
                 batches = next(self.loader)
             except StopIteration:
@@ -218,7 +234,8 @@ class _Trainer:
                             f"max_nonfinite={self.config.max_nonfinite} is how many to skip. In {self.workdir} {kept}")
 
     def _log(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        row = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()} | self.clock.rates()
+        row = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+        row |= self.clock.rates() | self.goodput.shares()
         self._write(step, row)
         self.progress.row(step, row)
 
@@ -227,14 +244,16 @@ class _Trainer:
             self.writer.write(step, row)
 
     def _save(self, step: int, state: TrainState) -> None:
-        self.checkpoints.save(step, state, self.loader.get_state(), to_dict(self.config))
+        with self.goodput.phase("checkpoint"):
+            self.checkpoints.save(step, state, self.loader.get_state(), to_dict(self.config))
         if jax.process_index() == 0:
             plots.plot_loss(read_rows(self.workdir), self.workdir / "loss.png")
 
     def _run_evaluation(self, state: TrainState, step: int) -> dict[str, float]:
         if self.evaluate is None:
             return {}
-        values = {name: float(value) for name, value in self.evaluate(state.params, step).items()}
+        with self.goodput.phase("evaluation"):
+            values = {name: float(value) for name, value in self.evaluate(state.params, step).items()}
         if values:
             self._write(step, {EVAL + name: value for name, value in values.items()})
             self.progress.say(f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
@@ -270,6 +289,20 @@ class StopSignal:
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
             return signal.SIGTERM
         return self._signum
+
+
+def _operations(model: Model, plan: Plan) -> Callable[[Mapping[str, Batch]], float]:
+    """A function from the batches of a step to the operations they need by the model's formula."""
+    trained = [path for path, group in plan.labels.items() if group != config_lib.FROZEN]
+
+    def trains(part: str) -> bool:
+        return any(path == part or path.startswith(f"{part}/") for path in trained)
+
+    def operations(batches: Mapping[str, Batch]) -> float:
+        work = Work(*map(sum, zip(*map(Work.of, batches.values()), strict=True)))
+        return sum(cost.total for cost in model.flops(work, trains).values())
+
+    return operations
 
 
 def _put(name: str, batch: Batch, mesh: Mesh) -> Batch:

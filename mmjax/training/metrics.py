@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +65,24 @@ class MetricWriter:
 
 
 class Clock:
-    """Rates over the steps since the last call of `rates`: tokens, images, and the share of time without data."""
+    """Rates over the steps since the last call of `rates`: tokens, images, operations, and the share without data.
 
-    def __init__(self, processes: int = 1):
-        self._processes = processes         # all of them see about as much data as this one
+    Args:
+        processes: that read data; all of them see about as much of it as this one.
+        operations: those that a step with these batches needs; None counts none.
+        peak: operations a second of all devices together, or None if nobody knows; then there is no utilisation.
+    """
+
+    def __init__(self, processes: int = 1, operations: Callable[[Mapping[str, Batch]], float] | None = None,
+                 peak: float | None = None):
+        self._processes, self._operations, self._peak = processes, operations, peak
+        self._all_flops = self._all_seconds = 0.0
         self.reset()
 
     def reset(self) -> None:
         """Starts a new window."""
         self._start, self._waited, self._steps, self._tokens, self._images = time.perf_counter(), 0.0, 0, 0, 0
+        self._flops = 0.0
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -94,14 +103,33 @@ class Clock:
         self._steps += 1
         self._tokens += self._processes * sum(int(np.count_nonzero(b.segment_ids)) for b in batches.values())
         self._images += self._processes * sum(int(np.count_nonzero(b.image_segment_ids)) for b in batches.values())
+        if self._operations is not None:
+            self._flops += self._processes * self._operations(batches)
 
     def rates(self) -> dict[str, float]:
-        """`seconds_per_step`, `tokens_per_second`, `images_per_second`, `data_wait` (0 to 1); starts a new window."""
+        """Starts a new window, after the rates of this one.
+
+        They are `seconds_per_step`, `tokens_per_second`, `images_per_second`, `data_wait` (0 to 1), and as far as they
+        are known `model_flops_per_second` and `mfu` (0 to 1).
+        """
         seconds = max(time.perf_counter() - self._start, 1e-9)
         rates = {"seconds_per_step": seconds / max(self._steps, 1), "tokens_per_second": self._tokens / seconds,
                  "images_per_second": self._images / seconds, "data_wait": min(self._waited / seconds, 1.0)}
+        if self._operations is not None:
+            rates["model_flops_per_second"] = self._flops / seconds
+            if self._peak:
+                rates["mfu"] = self._flops / seconds / self._peak
+        self._all_flops, self._all_seconds = self._all_flops + self._flops, self._all_seconds + seconds
         self.reset()
         return rates
+
+    def text(self) -> str:
+        """Operations a second and utilisation over all windows, for a person; empty without any."""
+        if not self._all_flops:
+            return ""
+        rate = self._all_flops / self._all_seconds
+        utilisation = f", MFU {rate / self._peak:.1%}" if self._peak else ""
+        return f"; {short(rate)}FLOP/s of the model{utilisation}"
 
 
 class Progress:
@@ -149,17 +177,18 @@ class Progress:
 def summary(row: Mapping[str, float]) -> str:
     """Loss, learning rate, throughput and data wait of a row as one text."""
     images = f"  {short(row['images_per_second'])} images/s" if row["images_per_second"] else ""
+    utilisation = f"MFU {row['mfu']:.0%}  " if "mfu" in row else ""
     return (f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  {short(row['tokens_per_second'])} tokens/s{images}  "
-            f"data wait {row['data_wait']:.0%}")
+            f"{utilisation}data wait {row['data_wait']:.0%}")
 
 
 def short(number: float) -> str:
     """Three digits with a unit: 1234 -> "1.23k"."""
-    for unit in ("", "k", "M"):
+    for unit in ("", "k", "M", "G", "T"):
         if number < 999.5:
             return f"{number:.3g}{unit}"
         number /= 1000
-    return f"{number:.3g}G"
+    return f"{number:.3g}P"
 
 
 def duration(seconds: float) -> str:

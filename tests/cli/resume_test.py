@@ -20,6 +20,7 @@ from PIL import Image as pil
 
 from mmjax.checkpoint import manager
 from mmjax.data.documents import Document, Image, Text, write_documents
+from mmjax.training.goodput import PHASES
 from mmjax.training.metrics import read_rows
 
 CONFIG = """
@@ -63,7 +64,9 @@ STANDSTILL = """
 """
 
 STEPS = 10
-CLOCK = {"seconds_per_step", "tokens_per_second", "images_per_second", "data_wait"}     # what no two runs share
+# What no two runs share.
+CLOCK = {"seconds_per_step", "tokens_per_second", "images_per_second", "data_wait", "model_flops_per_second"} | {
+    f"time/{name}" for name in ("goodput", *PHASES)}
 
 
 def page(rng, name, images):

@@ -10,6 +10,7 @@ import pytest
 
 from mmjax.batch import Batch
 from mmjax.losses import token_cross_entropy
+from mmjax.parts import flops
 from mmjax.training.config import GroupConfig, StageConfig
 
 VOCAB, DIM, SIDE = 16, 8, 2
@@ -43,6 +44,10 @@ class ToyModel:
 
     def loss(self, params, batch, key=None):
         return token_cross_entropy(self.logits(params, batch, key), batch.targets, batch.loss_weights)
+
+    def flops(self, work, trains):
+        head = flops.product(work.tokens, DIM * VOCAB, trains("lm"), trains("lm/embed") or trains("vision"))
+        return {"lm": head, "vision": flops.product(work.items, SIDE * SIDE * 3 * DIM, trains("vision"), False)}
 
 
 def make_batch(seed, rows=8, length=6, images=1):

@@ -60,7 +60,10 @@ def test_a_run_leaves_the_whole_directory(straight, toy):
     assert [step for step, *_ in losses(folder)] == list(range(1, 11)) and loader.given == list(range(10))
     first = read_rows(folder)[0]
     assert {"loss/pages", "loss/text", "tokens/text", "accuracy/pages", "lr", "skipped", "tokens_per_second",
-            "images_per_second", "data_wait", "seconds_per_step"} < first.keys()
+            "images_per_second", "data_wait", "seconds_per_step", "model_flops_per_second"} < first.keys()
+    assert "mfu" not in first                           # nobody knows the peak of a CPU
+    shares = {name: value for name, value in first.items() if name.startswith("time/")}
+    assert sum(shares.values()) == pytest.approx(1) and shares["time/compile"] > 0 and len(shares) == 6
     np.testing.assert_allclose(first["loss"], first["loss/pages"] + 0.2 * first["loss/text"], rtol=1e-6)
     assert losses(folder)[-1][1] < losses(folder)[0][1]
     assert (result.step, result.evaluation, seen) == (10, {"accuracy": 1.0}, [4, 8, 10])

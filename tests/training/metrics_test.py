@@ -68,8 +68,23 @@ def test_rates_count_tokens_and_images_but_neither_padding_nor_pauses(toy, monke
     assert clock.rates()["tokens_per_second"] == 0
 
 
+def test_utilisation_is_that_of_the_operations_a_step_needs(toy, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+    batch = {"pages": toy.batch(0, rows=4, length=6)}
+    known, unknown = (metrics.Clock(2, lambda batches: 1e9 * len(batches), peak) for peak in (8e9, None))
+    for clock in (known, unknown):
+        clock.reset()
+        clock.count(batch)
+        clock.count(batch)
+    now[0] += 2
+    rates = known.rates()
+    assert (rates["model_flops_per_second"], rates["mfu"]) == (2e9, 0.25) and "MFU 25.0%" in known.text()
+    assert unknown.rates().keys() == rates.keys() - {"mfu"} and unknown.text() == "; 2GFLOP/s of the model"
+
+
 @pytest.mark.parametrize("number, text", [(0, "0"), (7.126, "7.13"), (999.4, "999"), (1234, "1.23k"), (45e6, "45M"),
-                                          (2.5e12, "2.5e+03G")])
+                                          (2.5e12, "2.5T"), (3e18, "3e+03P")])
 def test_short_numbers(number, text):
     assert metrics.short(number) == text
 
