@@ -17,11 +17,17 @@ from jax.sharding import PartitionSpec as P
 
 from mmjax.batch import Batch
 from mmjax.checkpoint.paths import flatten, nest
+from mmjax.kernels.target import platform
 from mmjax.models.interface import Model, Params
 from mmjax.parallel import param_shardings
 from mmjax.training import optimizer
 from mmjax.training.config import FROZEN, StageConfig
 from mmjax.training.structure import ConfigError, choices, require
+
+
+# XLA can turn the gather of a parameter into a loop of small products that overlap with it. By its own schedule for TPUs
+# that costs several times the memory traffic, and more on the network, than gathering a layer's parameters at once.
+COMPILER_OPTIONS = {"tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}}
 
 
 class TrainState(NamedTuple):
@@ -193,7 +199,8 @@ def make_train_step(model: Model, plan: Plan, set_weights: Mapping[str, float]) 
                     "lr": plan.schedule(state.step - state.skipped)}
         return TrainState(state.step + 1, skipped, trainable, state.frozen, opt_state), metrics
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(_shardings(plan.template), None))
+    return jax.jit(step, donate_argnums=0, out_shardings=(_shardings(plan.template), None),
+                   compiler_options=COMPILER_OPTIONS.get(platform()))
 
 
 def _loss(model: Model, trainable: Params, frozen: Params, batch: Batch, key: jax.Array):
