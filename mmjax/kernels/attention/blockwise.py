@@ -4,8 +4,12 @@ Rows and key heads are taken one after the other, so that a block of logits stay
 the loop over keys runs from the smallest `start` to the largest `stop` of its rows and no further: keys that nobody
 in the block sees cost nothing, in the backward pass as in the forward pass.
 
-Letters beside those of the library: M = B K pairs of row and key head, C blocks of queries in a row, R rows of a
-block: its queries times the G heads that share the key head, query-major.
+Tiles are cut out of the arrays, and their results written into them, where they stand: on a CPU at T = 4096, copies in
+another layout took a tenth of the time and more than half of the memory. Only keys and values, which every tile reads,
+are copied once.
+
+Letter beside those of the library: R rows of a tile, its queries times the G heads that share the key head,
+query-major.
 
 Source: FlashAttention-2 (arXiv:2307.08691) algorithms 1 and 2, here with the query loop outside in both.
 """
@@ -32,14 +36,15 @@ def blockwise(
     bias: jax.Array | None,
     scale: float,
     soft_cap: float | None = None,
-    block_rows: int = 128,
+    block_rows: int = 256,
     block_keys: int = 128,
 ) -> jax.Array:
     """Computes softmax(cap(scale q k^T + bias)) v over the visible keys; arguments and result as in `api.attention`.
 
     Args:
-        block_rows: upper bound of R, queries times the heads that share a key head. On a CPU, 128 took the least
-            processor time of 64 to 512 for causal, packed and per-image masks: the tile stays in the L2 cache.
+        block_rows: upper bound of R, queries times the heads that share a key head. On a CPU, 256 x 128 took the least
+            processor time of 64 x 64 to 256 x 256 for causal masks, at T = 512 as at T = 4096: larger products are
+            split over threads at a loss.
         block_keys: upper bound of the keys of a block.
     """
     return _attend(q, k, v, mask, rotary, bias, _Form(scale, soft_cap, block_rows, block_keys))
@@ -60,112 +65,137 @@ class _Form(NamedTuple):
 
     scale: float
     soft_cap: float | None = None
-    block_rows: int = 128
+    block_rows: int = 256
     block_keys: int = 128
+    group: int = 1
 
     def sized(self, q, k) -> "_Form":
-        rows = _even(q.shape[1], max(self.block_rows // (q.shape[2] // k.shape[2]), 1))
-        return self._replace(block_rows=rows, block_keys=_even(k.shape[1], self.block_keys))
+        """With `group` = G, `block_rows` the queries of a tile and `block_keys` no more than there are."""
+        group = q.shape[2] // k.shape[2]
+        rows = _even(q.shape[1], max(self.block_rows // group, 1))
+        return self._replace(block_rows=rows, block_keys=_even(k.shape[1], self.block_keys), group=group)
+
+    def whole_tiles(self, x: jax.Array, axis: int = 1) -> jax.Array:
+        """`x` with zeros for the queries that fill up the last tile."""
+        pad = -x.shape[axis] % self.block_rows
+        return jnp.pad(x, [(0, pad * (i == axis)) for i in range(x.ndim)]) if pad else x
+
+
+class _Place(NamedTuple):
+    """Where a tile stands: its row, its key head and its first query, int32[] each."""
+
+    row: jax.Array
+    head: jax.Array
+    query: jax.Array
 
 
 class _Tile(NamedTuple):
-    """Blocks of queries; leading axes [M, C], which the loops take away.
+    """A block of queries.
 
     Attributes:
+        place: where it stands.
         q: float[R, H].
         start, stop: int32[R] intervals of keys.
         first: int32[] smallest start of the rows that see anything.
         count: int32[] blocks of keys from there to the largest stop.
-        bias_row: int32[] where its bias stands.
     """
 
+    place: _Place
     q: jax.Array
     start: jax.Array
     stop: jax.Array
     first: jax.Array
     count: jax.Array
-    bias_row: jax.Array
 
 
 def _forward(q, k, v, mask, rotary, bias, form: _Form) -> tuple[jax.Array, jax.Array]:
     """float[B, T, N, H] output and float32[B, N, T] log-sum-exp of the logits; far below 0 for a row without keys."""
-    form = form.sized(q, k)
+    form, num_queries = form.sized(q, k), q.shape[1]
     q, k = _rotate(q, k, rotary)
-    bias_tiles = _bias_to_tiles(bias, k.shape[2], form.block_rows)
+    q, mask, bias = _whole_tiles(q, mask, bias, form)
+    keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)  # [B, K, S, H]
+    (num_rows, num_keys, num_heads, _), tiles = k.shape, q.shape[1] // form.block_rows
 
-    def head(xs):
-        tiles, keys, values = xs
+    def tile(i, state):
+        place = _Place(i // (num_heads * tiles), i // tiles % num_heads, i % tiles * form.block_rows)
+        tile = _tile(q, mask, place, num_keys, form)
 
-        def tile(tile):
-            def step(j, state):
-                top, total, out = state
-                logits, at = _logits(tile, keys, bias_tiles, j, form)
-                new_top = jnp.maximum(top, logits.max(1))
-                weights, decay = jnp.exp(logits - new_top[:, None]), jnp.exp(top - new_top)
-                new = _dot("rs,sh->rh", weights.astype(v.dtype), _rows(values, at, form.block_keys))
-                return new_top, total * decay + weights.sum(1), out * decay[:, None] + new
+        def step(j, state):
+            top, total, out = state
+            logits, at = _logits(tile, keys, bias, j, form)
+            new_top = jnp.maximum(top, logits.max(1))
+            weights, decay = jnp.exp(logits - new_top[:, None]), jnp.exp(top - new_top)
+            new = _dot("rs,sh->rh", weights.astype(v.dtype), _block(values, place, at, form))
+            return new_top, total * decay + weights.sum(1), out * decay[:, None] + new
 
-            num_rows = tile.q.shape[0]
-            nothing = _full(num_rows, LOWEST / 2), _full(num_rows), _full(tile.q.shape)
-            top, total, out = jax.lax.fori_loop(jnp.int32(0), tile.count, step, nothing)
-            total = jnp.where(total == 0, 1, total)
-            return (out / total[:, None]).astype(v.dtype), top + jnp.log(total)
+        nothing = _full(len(tile.q), LOWEST / 2), _full(len(tile.q)), _full(tile.q.shape)
+        top, total, out = jax.lax.fori_loop(jnp.int32(0), tile.count, step, nothing)
+        total = jnp.where(total == 0, 1, total)
+        done = out / total[:, None], (top + jnp.log(total))[:, None]
+        return tuple(_paste(x, part, place, form) for x, part in zip(state, done, strict=True))
 
-        return jax.lax.map(tile, tiles)
-
-    out, lse = jax.lax.map(head, (_tiles(q, k, mask, form), _to_heads(k), _to_heads(v)))
-    lse = _from_tiles(lse[..., None], (*q.shape[:3], 1))[..., 0].swapaxes(1, 2)
-    return _from_tiles(out, q.shape), lse
+    state = jnp.zeros(q.shape, v.dtype), _full((*q.shape[:3], 1))
+    out, lse = jax.lax.fori_loop(jnp.int32(0), jnp.int32(num_rows * num_heads * tiles), tile, state)
+    return out[:, :num_queries], lse[:, :num_queries, :, 0].swapaxes(1, 2)
 
 
 def _backward(q, k, v, mask, rotary, bias, out, lse, d_out, form: _Form):
     """Gradients of q, k, v and bias. With `out` and `lse` of more keys than `k` has, it is the part of these keys."""
-    form = form.sized(q, k)
+    form, num_queries = form.sized(q, k), q.shape[1]
     (q, k), turn_back = jax.vjp(functools.partial(_rotate, rotary=rotary), q, k)
-    bias_tiles = _bias_to_tiles(bias, k.shape[2], form.block_rows)
-    d_bias = None if bias is None else jnp.zeros_like(bias_tiles, jnp.float32)
-    d_out = d_out.astype(v.dtype)
-    delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
-    lse = lse.swapaxes(1, 2)[..., None]
-    d_out, delta, lse = (_to_tiles(x, k.shape[2], form.block_rows) for x in (d_out, delta, lse))
+    q, mask, bias = _whole_tiles(q, mask, bias, form)
+    out, d_out, lse = (form.whole_tiles(x) for x in (out, d_out.astype(v.dtype), lse.swapaxes(1, 2)[..., None]))
+    keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)  # [B, K, S, H]
+    (num_rows, num_keys, num_heads, head_dim), tiles = k.shape, q.shape[1] // form.block_rows
 
-    def head(d_bias, xs):
-        tiles, keys, values = xs[:3]
-
-        def tile(state, xs):
-            tile, d_out, delta, lse = xs  # the last two are [R, 1]
-            zero = jnp.int32(0)
-            q_t, d_out_t = tile.q.T, d_out.T  # turned once: the products below then have no large transpose
+    def head(i, state):
+        def tile(c, state):
+            d_q, *state = state
+            place = _Place(i // num_heads, i % num_heads, c * form.block_rows)
+            tile = _tile(q, mask, place, num_keys, form)
+            d_out_t, out_t, lse_t = (_cut(x, place, form) for x in (d_out, out, lse))
+            delta = (d_out_t.astype(jnp.float32) * out_t.astype(jnp.float32)).sum(1, keepdims=True)
+            q_hr, d_out_hr = tile.q.T, d_out_t.T  # turned once: the products below then have no large transpose
 
             def step(j, state):
                 d_q, d_k, d_v, d_bias = state
-                logits, at = _logits(tile, keys, bias_tiles, j, form)
-                weights = jnp.exp(logits - lse)
-                d_weights = _dot("rh,sh->rs", d_out, _rows(values, at, form.block_keys))
+                logits, at = _logits(tile, keys, bias, j, form)
+                weights = jnp.exp(logits - lse_t)
+                d_weights = _dot("rh,sh->rs", d_out_t, _block(values, place, at, form))
                 d_logits = weights * (d_weights - delta)
                 if form.soft_cap is not None:  # tanh' is 1 - tanh^2; a hidden logit is far below -soft_cap
                     d_logits *= 1 - jnp.square(jnp.maximum(logits / form.soft_cap, -1))
                 if d_bias is not None:
-                    d_bias = _add(d_bias, d_logits[None], (tile.bias_row % len(bias_tiles), zero, at))
+                    part = d_logits.reshape(1, form.block_rows, form.group, -1).swapaxes(1, 2)
+                    d_bias = _add(d_bias, part, _bias_corner(bias, place, at, form))
                 d_logits = d_logits.astype(q.dtype)
-                d_q += _dot("rs,sh->rh", d_logits, _rows(keys, at, form.block_keys))
-                d_k = _add(d_k, _dot("hr,rs->hs", q_t, d_logits), (zero, at))
-                d_v = _add(d_v, _dot("hr,rs->hs", d_out_t, weights.astype(v.dtype)), (zero, at))
+                d_q += _dot("rs,sh->rh", d_logits, _block(keys, place, at, form))
+                d_k = _add(d_k, _dot("hr,rs->hs", q_hr, d_logits), (jnp.int32(0), at))
+                d_v = _add(d_v, _dot("hr,rs->hs", d_out_hr, weights.astype(v.dtype)), (jnp.int32(0), at))
                 return d_q, d_k, d_v, d_bias
 
-            d_q, *state = jax.lax.fori_loop(jnp.int32(0), tile.count, step, (_full(tile.q.shape), *state))
-            return tuple(state), (d_q * form.scale).astype(q.dtype)
+            d_q_t, *state = jax.lax.fori_loop(jnp.int32(0), tile.count, step, (_full(tile.q.shape), *state))
+            return _paste(d_q, d_q_t * form.scale, place, form), *state
 
-        zeros = _full(keys.shape[::-1])
-        (d_k, d_v, d_bias), d_q = jax.lax.scan(tile, (zeros, zeros, d_bias), (tiles, *xs[3:]))
-        return d_bias, (d_q, (d_k.T * form.scale).astype(k.dtype), d_v.T.astype(v.dtype))
+        d_q, d_k, d_v, d_bias = state
+        zeros = _full((head_dim, num_keys))
+        d_q, d_k_hs, d_v_hs, d_bias = jax.lax.fori_loop(
+            jnp.int32(0), jnp.int32(tiles), tile, (d_q, zeros, zeros, d_bias)
+        )
+        corner = i // num_heads, i % num_heads, jnp.int32(0), jnp.int32(0)
+        d_k, d_v = (
+            jax.lax.dynamic_update_slice(x, part.T.astype(x.dtype)[None, None], corner)
+            for x, part in ((d_k, d_k_hs * form.scale), (d_v, d_v_hs))
+        )
+        return d_q, d_k, d_v, d_bias
 
-    xs = _tiles(q, k, mask, form), _to_heads(k), _to_heads(v), d_out, delta, lse
-    d_bias, (d_q, d_k, d_v) = jax.lax.scan(head, d_bias, xs)
+    d_bias = None if bias is None else jnp.zeros(bias.shape, jnp.float32)
+    state = jnp.zeros_like(q), jnp.zeros_like(keys), jnp.zeros_like(values), d_bias
+    d_q, d_k, d_v, d_bias = jax.lax.fori_loop(jnp.int32(0), jnp.int32(num_rows * num_heads), head, state)
     if bias is not None:
-        d_bias = _bias_from_tiles(d_bias, bias.shape, k.shape[2], form.block_rows).astype(bias.dtype)
-    d_q, d_k = turn_back((_from_tiles(d_q, q.shape), _from_heads(d_k, k.shape)))
-    return d_q, d_k, _from_heads(d_v, v.shape), d_bias
+        d_bias = d_bias[:, :, :num_queries].astype(bias.dtype)
+    d_q, d_k = turn_back((d_q[:, :num_queries], d_k.swapaxes(1, 2)))
+    return d_q, d_k, d_v.swapaxes(1, 2), d_bias
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
@@ -190,15 +220,33 @@ def _rotate(q, k, rotary: Rotary | None) -> tuple[jax.Array, jax.Array]:
     return (q, k) if rotary is None else (rotary.rotate_q(q), rotary.rotate_k(k))
 
 
-def _logits(tile: _Tile, keys, bias_tiles, j, form: _Form) -> tuple[jax.Array, jax.Array]:
+def _whole_tiles(q, mask: IntervalMask, bias, form: _Form):
+    """Queries that fill up the last tile have empty intervals."""
+    bias = None if bias is None else form.whole_tiles(bias, axis=2)
+    mask = IntervalMask(*(form.whole_tiles(bound.astype(jnp.int32)) for bound in mask))
+    return form.whole_tiles(q), mask, bias
+
+
+def _tile(q, mask: IntervalMask, place: _Place, num_keys: int, form: _Form) -> _Tile:
+    corner, size = (place.row, place.query), (1, form.block_rows)
+    start, stop = (jax.lax.dynamic_slice(bound, corner, size)[0] for bound in mask)
+    first = jnp.where(start < stop, start, num_keys).min().clip(0)
+    last = jnp.where(start < stop, stop, 0).max().clip(max=num_keys)
+    count = (jnp.maximum(last - first, 0) + form.block_keys - 1) // form.block_keys
+    start, stop = (jnp.repeat(bound, form.group) for bound in (start, stop))
+    return _Tile(place, _cut(q, place, form), start, stop, first, count)
+
+
+def _logits(tile: _Tile, keys, bias, j, form: _Form) -> tuple[jax.Array, jax.Array]:
     """float32[R, keys] logits of the tile's j-th block of keys, LOWEST where hidden, and the block's first key."""
     size = form.block_keys
     wanted = tile.first + j * size
-    at = jnp.minimum(wanted, keys.shape[0] - size)  # the last block moves back into the array
-    logits = _dot("rh,sh->rs", tile.q, _rows(keys, at, size)) * form.scale
-    if bias_tiles is not None:
-        corner = tile.bias_row % len(bias_tiles), jnp.int32(0), at
-        logits += jax.lax.dynamic_slice(bias_tiles, corner, (1, tile.q.shape[0], size))[0]
+    at = jnp.minimum(wanted, keys.shape[2] - size)  # the last block moves back into the array
+    logits = _dot("rh,sh->rs", tile.q, _block(keys, tile.place, at, form)) * form.scale
+    if bias is not None:
+        corner = _bias_corner(bias, tile.place, at, form)
+        part = jax.lax.dynamic_slice(bias, corner, (1, form.group, form.block_rows, size))
+        logits += part[0].swapaxes(0, 1).reshape(logits.shape)
     if form.soft_cap is not None:
         logits = form.soft_cap * jnp.tanh(logits / form.soft_cap)
     index = at + jnp.arange(size, dtype=jnp.int32)
@@ -206,59 +254,31 @@ def _logits(tile: _Tile, keys, bias_tiles, j, form: _Form) -> tuple[jax.Array, j
     return jnp.where(visible, logits, LOWEST), at
 
 
-def _tiles(q, k, mask: IntervalMask, form: _Form) -> _Tile:
-    """Every tile of the call; the leaves have leading axes [M, C]."""
-    num_keys, num_heads = k.shape[1:3]
-    bounds = (jnp.broadcast_to(bound[..., None, None], (*q.shape[:3], 1)) for bound in mask)
-    start, stop = (_to_tiles(bound, num_heads, form.block_rows)[..., 0] for bound in bounds)
-    first = jnp.where(start < stop, start, num_keys).min(-1).clip(0)
-    last = jnp.where(start < stop, stop, 0).max(-1).clip(max=num_keys)
-    count = (jnp.maximum(last - first, 0) + form.block_keys - 1) // form.block_keys
-    bias_row = jnp.arange(first.size, dtype=jnp.int32).reshape(first.shape)
-    return _Tile(_to_tiles(q, num_heads, form.block_rows), start, stop, first, count, bias_row)
+def _cut(x: jax.Array, place: _Place, form: _Form) -> jax.Array:
+    """[B, T, N, h] -> [R, h], the tile at `place`."""
+    size = (1, form.block_rows, form.group, x.shape[3])
+    return jax.lax.dynamic_slice(x, _corner(place, form), size).reshape(-1, x.shape[3])
 
 
-def _to_tiles(x: jax.Array, num_heads: int, block: int) -> jax.Array:
-    """[B, T, N, h] -> [M, C, R, h], with zeros for the queries that fill up the last block."""
-    b, t, n, h = x.shape
-    x = jnp.pad(x, ((0, 0), (0, -t % block), (0, 0), (0, 0)))
-    x = x.reshape(b, -1, block, num_heads, n // num_heads, h).transpose(0, 3, 1, 2, 4, 5)
-    return x.reshape(b * num_heads, -1, block * n // num_heads, h)
+def _paste(x: jax.Array, tile: jax.Array, place: _Place, form: _Form) -> jax.Array:
+    """The inverse of `_cut`: `x` with the tile at `place` replaced."""
+    tile = tile.astype(x.dtype).reshape(1, form.block_rows, form.group, x.shape[3])
+    return jax.lax.dynamic_update_slice(x, tile, _corner(place, form))
 
 
-def _from_tiles(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """[M, C, R, H] -> `shape`, [B, T, N, H]."""
-    b, t, n, h = shape
-    num_heads = x.shape[0] // b
-    x = x.reshape(b, num_heads, -1, n // num_heads, h).transpose(0, 2, 1, 3, 4)
-    return x.reshape(b, -1, n, h)[:, :t]
+def _corner(place: _Place, form: _Form) -> tuple[jax.Array, ...]:
+    return place.row, place.query, place.head * form.group, jnp.int32(0)
 
 
-def _to_heads(x: jax.Array) -> jax.Array:
-    """[B, S, K, H] -> [M, S, H]."""
-    return x.swapaxes(1, 2).reshape(-1, x.shape[1], x.shape[3])
+def _block(x: jax.Array, place: _Place, at: jax.Array, form: _Form) -> jax.Array:
+    """[B, K, S, H] -> [keys, H], the block of keys (or values) from `at` that the tile at `place` reads."""
+    corner = place.row, place.head, at, jnp.int32(0)
+    return jax.lax.dynamic_slice(x, corner, (1, 1, form.block_keys, x.shape[3]))[0, 0]
 
 
-def _from_heads(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """[M, S, H] -> `shape`, [B, S, K, H]."""
-    b, s, num_heads, h = shape
-    return x.reshape(b, num_heads, s, h).swapaxes(1, 2)
-
-
-def _bias_to_tiles(bias: jax.Array | None, num_heads: int, block: int) -> jax.Array | None:
-    """[b, N, T, S] -> [b K C, R, S]; a bias that all rows share has b = 1."""
-    if bias is None:
-        return None
-    b, n, t, s = bias.shape
-    bias = jnp.pad(bias, ((0, 0), (0, 0), (0, -t % block), (0, 0)))
-    bias = bias.reshape(b, num_heads, n // num_heads, -1, block, s).transpose(0, 1, 3, 4, 2, 5)
-    return bias.reshape(-1, block * n // num_heads, s)
-
-
-def _bias_from_tiles(x: jax.Array, shape: tuple[int, ...], num_heads: int, block: int) -> jax.Array:
-    b, n, t, s = shape
-    x = x.reshape(b, num_heads, -1, block, n // num_heads, s).transpose(0, 1, 4, 2, 3, 5)
-    return x.reshape(b, n, -1, s)[:, :, :t]
+def _bias_corner(bias: jax.Array, place: _Place, at: jax.Array, form: _Form) -> tuple[jax.Array, ...]:
+    """Where the bias of a tile and a block of keys stands in [b, N, T, S]; a bias that all rows share has b = 1."""
+    return place.row % len(bias), place.head * form.group, place.query, at
 
 
 def _even(length: int, bound: int) -> int:
@@ -277,7 +297,3 @@ def _dot(formula: str, a: jax.Array, b: jax.Array) -> jax.Array:
 def _add(x: jax.Array, update: jax.Array, at: tuple) -> jax.Array:
     """`x` with `update` added in place, its first corner at `at`."""
     return jax.lax.dynamic_update_slice(x, jax.lax.dynamic_slice(x, at, update.shape) + update, at)
-
-
-def _rows(x: jax.Array, at: jax.Array, size: int) -> jax.Array:
-    return jax.lax.dynamic_slice_in_dim(x, at, size)
