@@ -102,6 +102,11 @@ def slot_of(step: jax.Array, stages: int) -> jax.Array:
     return lax.rem(step, stages) if stages > 1 else step >> 30
 
 
+def kept_at(group: jax.Array, step: jax.Array, stages: int) -> jax.Array:
+    """Where a warpgroup's own block is: at `group`; with one buffer not known to be so before the loop either."""
+    return group if stages > 1 else group + slot_of(step, stages)
+
+
 def drain(num_steps: jax.Array, stages: int, *freed) -> None:
     """Waits until the last tiles are done with, so that every arrival at a barrier has been seen."""
 

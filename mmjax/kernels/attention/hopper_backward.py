@@ -183,6 +183,8 @@ def backward_keys(
                 slot = hopper.slot_of(step, stages)
                 lane = (slot, group) if pair_heads else (slot,)
                 queries, d_out_rows = q_smem.at[lane], d_out_smem.at[lane]
+                kept = hopper.kept_at(group, step, stages)
+                keys, values = k_smem.at[kept], v_smem.at[kept]
                 left, scale = hopper.scaled(scales, keys, at, place)
                 plgpu.barrier_wait(q_full.at[slot])
                 logits = hopper.product(form, left, hopper.transposed(queries))

@@ -161,6 +161,54 @@ def test_xpos_keeps_within_bfloat16_at_65536_positions(random_case):
     assert_close(got, (out, (d_q, d_k, d_v)), 2 * float(jnp.finfo(jnp.bfloat16).eps))
 
 
+def drawn_mask(rng, kind, t, s):
+    """A mask of one row; documents of random length, then padding."""
+    segments = np.repeat([1, 2, 3, 0], t)[np.sort(rng.integers(0, 4 * t, t))][None]
+    images = np.sort(rng.integers(-1, max(s // 64, 1), (1, t)), axis=1)
+    start = rng.integers(-3, s, (1, t), np.int32)
+    return {
+        "causal": lambda: masks.causal(segments),
+        "full": lambda: masks.full(segments),
+        "prefix": lambda: masks.prefix(segments, int(rng.integers(1, t + 1))),
+        "window": lambda: masks.sliding_window(segments, int(rng.integers(1, t + 1))),
+        "images": lambda: masks.per_image(images, 64),
+        "random": lambda: IntervalMask(start, start + rng.integers(-3, s + 1, (1, t), np.int32)),
+    }[kind]()
+
+
+def drawn_rotary(rng, kind, t, s):
+    positions = places(t, int(rng.integers(0, 2000))), places(s, int(rng.integers(0, 2000)))
+    forms = {"split": {}, "interleaved": dict(layout="interleaved"), "partial": dict(rotary_dim=8, base=500.0)}
+    return None if kind is None else Rotary(*positions, **forms[kind])
+
+
+@interpreted
+@pytest.mark.parametrize("seed", range(int(os.environ.get("MMJAX_DRAWN_CASES", 2))))
+def test_drawn_cases_match(random_case, seed):
+    """About as exact as the einsum in the same dtype, whose rounding depends on the case.
+
+    MMJAX_DRAWN_CASES=400 draws as many; every second one is self-attention.
+    """
+    rng = np.random.default_rng(seed)
+    t, s = rng.integers(1, 200, 2)
+    s = t if seed % 2 else s
+    n, k = [(1, 1), (2, 1), (4, 2), (3, 3)][rng.integers(4)]
+    head_dim = int(rng.choice([16, 32, 64, 72, 80, 88, 96, 112, 128, 160, 256]))
+    dtype = [jnp.bfloat16, jnp.float16][rng.integers(2)]
+    case = cast(random_case((1, t, s, n, k, head_dim), seed=seed), dtype)
+    mask = drawn_mask(rng, rng.choice(["causal", "full", "prefix", "window", "images", "random"]), t, s)
+    case = case._replace(start=np.asarray(mask.start, np.int32), stop=np.asarray(mask.stop, np.int32))
+    form = dict(soft_cap=[None, 3.0][rng.integers(2)])
+    form["rotary"] = drawn_rotary(rng, [None, "split", "interleaved", "partial"][rng.integers(4)], t, s)
+    got, einsum = (jax.tree.leaves(apply(run, case, **form)) for run in (interpreter(), reference))
+    want = jax.tree.leaves(apply(reference, cast(case, jnp.float32), **form))
+    chex.assert_tree_all_finite(got)
+    for a, b, exact in zip(got, einsum, want, strict=True):
+        error, einsum_error = (float(jnp.abs(x.astype(jnp.float32) - exact).max()) for x in (a, b))
+        size = max(float(jnp.abs(exact).max()), 1)
+        assert error <= 2 * einsum_error + 2 * float(jnp.finfo(dtype).eps) * size
+
+
 T = 700
 SEGMENTS = np.array([[1] * 300 + [2] * 57 + [3] * 220 + [0] * 123, [1] * T], np.int32)
 IMAGES = np.sort(np.random.default_rng(0).integers(-1, 5, (2, T), np.int32), axis=1)
