@@ -62,7 +62,7 @@ def refuse(q: jax.Array, k: jax.Array, v: jax.Array, **arguments) -> str | None:
         return f"q {q.dtype}, k {k.dtype} and v {v.dtype} must all be bfloat16 or all float32"
     if h > MAX_HEAD_DIM:
         return f"head_dim={h} exceeds {MAX_HEAD_DIM}"
-    form = _form(q, k, None, None, _Options(1.0))
+    form = plan(q, k)
     steps = b * form.num_queries * form.num_keys
     if steps > MAX_STEPS:
         return f"B={b} rows of T={t} and S={s} have {steps} tiles, more than the {MAX_STEPS} of scalar memory; split B"
@@ -115,7 +115,7 @@ def backward(q, k, v, out, lse, d_out, *, mask, rotary, bias, scale, soft_cap):
 
 def _forward(q, k, v, mask, rotary, bias, options: _Options) -> tuple[jax.Array, jax.Array]:
     """float[B, T, N, H] output and float32[B, N, T] log-sum-exp of the logits; LOWEST for a row without keys."""
-    form = _form(q, k, rotary, bias, options)
+    form = _form(q, k, rotary, bias, options, is_backward=False)
     (b, t, n, h), size = q.shape, (form.heads, form.block_queries)
     tables, inputs = _common(q, k, mask, rotary, bias, form)
     if not form.turns:
@@ -142,7 +142,7 @@ def _forward(q, k, v, mask, rotary, bias, options: _Options) -> tuple[jax.Array,
 
 def _backward(q, k, v, mask, rotary, bias, out, lse, d_out, options: _Options):
     """Gradients of q, k, v and bias, a part of the queries after the other: d_q of a part stays on chip."""
-    form = _form(q, k, rotary, bias, options)
+    form = _form(q, k, rotary, bias, options, is_backward=True)
     d_out = d_out.astype(v.dtype)
     delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
     stats = jnp.stack([lse.swapaxes(1, 2) * LOG2_E, delta], -1)
@@ -185,7 +185,7 @@ def _joined(x: jax.Array, axis: int, size: int) -> jax.Array:
 def _backward_part(q, k, v, rotary, mask, q_positions, bias, stats, d_out, options: _Options):
     """Float32 gradients, as far as these queries contribute."""
     rotary = rotary and dataclasses.replace(rotary, q_positions=q_positions)
-    form = _form(q, k, rotary, bias, options)
+    form = _form(q, k, rotary, bias, options, is_backward=True)
     (b, t, n, h), (s, num_kv_heads) = q.shape, k.shape[1:3]
     tables, inputs = _common(q, k, mask, rotary, bias, form)
     inputs["v"] = _tokens_last_but_one(_padded(v), form.block_keys), "bkj11"
@@ -225,14 +225,26 @@ def _backward_part(q, k, v, rotary, mask, q_positions, bias, stats, d_out, optio
     return d_q, _restored(d_k, rotary, h), d_v[..., :h], d_bias
 
 
-def _form(q, k, rotary, bias, options: _Options) -> Form:
+def plan(q: jax.Array, k: jax.Array, is_backward: bool = False) -> Form:
+    """The sizes chosen for queries [B, T, N, H] and keys [B, S, K, H] where a caller names none."""
+    return _form(q, k, None, None, _Options(1.0), is_backward)
+
+
+def _form(q, k, rotary, bias, options: _Options, is_backward: bool) -> Form:
     (_, t, n, h), (s, num_kv_heads) = q.shape, k.shape[1:3]
-    # For bfloat16 heads of 64 and 128, blocks of 512 and two heads were best by the compiler's schedule for v5e, of
-    # blocks of 256 to 1,024 and one to four heads. Wider heads get less of both, to fit the 16 MiB of a v4.
+    # By the compiler's schedules (experiments/benchmarks/attention_tpu_static.py), per visible pair of packed documents
+    # and of one long one. Where keys are fewer than queries, these read one image of several: small blocks leave out
+    # the others. Wide heads get less, to fit the 16 MiB of a v4; long rows get more, for shorter lists.
     wide = h * q.dtype.itemsize > 256
-    block_queries = _even(t, options.block_queries or (256 if wide else 512), 128)
-    block_keys = _even(s, options.block_keys or (256 if wide else 512), 16)
-    group, most = n // num_kv_heads, options.heads or (1 if wide else 2)
+    if s < t:
+        sizes = 256, 64, 1 if wide else 4
+    elif wide:
+        sizes = 256, 256, 1
+    else:
+        sizes = (512, 512, 2) if is_backward or t * s > 2**26 else (256, 256, 4)
+    given = options.block_queries, options.block_keys, options.heads
+    block_queries, block_keys, most = (a or b for a, b in zip(given, sizes, strict=True))
+    block_queries, block_keys, group = _even(t, block_queries, 128), _even(s, block_keys, 16), n // num_kv_heads
     heads = max(x for x in range(1, most + 1) if n % x == 0 and (group % x == 0 or x % group == 0))
     kv_heads = max(heads // group, 1)
     return Form(

@@ -23,6 +23,7 @@ from mmjax.kernels.attention import tiles as tiling
 from mmjax.kernels.attention import turning
 
 LOWEST = -1e30  # logit of a hidden key; finite, so that a row without keys has no inf - inf
+LARGEST = 3e38  # just below what bfloat16 holds
 LOG2_E = math.log2(math.e)
 
 
@@ -271,7 +272,7 @@ def _pair_factor(form: Form, refs, row, i, j) -> jax.Array | None:
 def _queries(q: jax.Array, factor: jax.Array | None, dtype) -> jax.Array:
     """Turned queries, scaled for the tile. They stay finite where no pair of them is visible: 0 * inf is NaN."""
     if factor is not None:
-        q = jnp.clip(turning.scale(q, factor), LOWEST, -LOWEST)
+        q = jnp.clip(turning.scale(q, factor), -LARGEST, LARGEST)
     return q.astype(dtype)
 
 

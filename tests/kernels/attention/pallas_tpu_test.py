@@ -1,12 +1,16 @@
 import functools
+import inspect
+import os
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 from mmjax.kernels.attention import IntervalMask, Rotary
+from mmjax.kernels.attention import mask as masks
 from mmjax.kernels.attention.pallas_tpu import pallas_tpu
 from mmjax.kernels.attention.reference import reference
 
@@ -112,3 +116,100 @@ def test_a_long_row_is_taken_in_parts(random_case, monkeypatch):
     rotary = Rotary(*(places(np.random.default_rng(0), 1, n) for n in (300, 40)))
     run = functools.partial(pallas_tpu, block_queries=128, block_keys=16)   # of its own: `small` may be compiled
     assert_close(apply(run, case, rotary), apply(reference, case, rotary), 3e-5)
+
+
+def xpos_loop(case, rotary, scale):
+    """float64[B, T, N, H]: rotated by complex numbers, each pair decayed by the distance of its query and key."""
+    b, t, n, h = case.q.shape
+    i = np.arange(h // 2)
+    zeta, theta = (2 * i + 0.4 * h) / (1.4 * h), rotary.base ** (-i / (h / 2))
+
+    def turned(x, places):
+        pairs = np.asarray(x, np.float64).reshape(*x.shape[:3], h // 2, 2)
+        return (pairs[..., 0] + 1j * pairs[..., 1]) * np.exp(1j * places[..., None, None] * theta)
+
+    q, k = turned(case.q, rotary.q_positions), turned(case.k, rotary.k_positions)
+    out = np.zeros(case.q.shape)
+    for row, at, head in np.ndindex(b, t, n):
+        seen = slice(max(case.start[row, at], 0), max(case.stop[row, at], 0))
+        distance = (rotary.q_positions[row, at] - rotary.k_positions[row, seen]) / rotary.xpos_scale_base
+        logits = (zeta ** distance[:, None] * (q[row, at, head] * k[row, seen, head].conj()).real).sum(1) * scale
+        if len(logits):
+            weights = np.exp(logits - logits.max())
+            out[row, at, head] = weights @ np.asarray(case.v[row, seen, head], np.float64) / weights.sum()
+    return out
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 3e-5), (jnp.bfloat16, 1e-2)])
+def test_xpos_at_position_65536(random_case, dtype, tolerance):
+    """A document that began far to the left of the row ends, and another begins, in the middle of a block."""
+    t = 160
+    index = np.arange(t, dtype=np.int32)
+    positions = np.where(index < 100, 65_436 + index, index - 100)[None]
+    mask = masks.causal(np.where(index < 100, 1, 2)[None].astype(np.int32))
+    case = cast(random_case((1, t, t, 2, 2, 16)), dtype)
+    case = case._replace(start=np.asarray(mask.start), stop=np.asarray(mask.stop))
+    rotary = Rotary(positions, positions, layout="interleaved", xpos_scale_base=512.0)
+    out, grads = apply(small, case, rotary)
+    chex.assert_tree_all_finite((out, grads[:3]))
+    rounded = case._replace(**{name: np.asarray(getattr(case, name), np.float64) for name in "qkv"})
+    np.testing.assert_allclose(np.asarray(out, np.float64), xpos_loop(rounded, rotary, SCALE), rtol=0, atol=tolerance)
+
+    near = np.where(index < 100, index, index - 100)[None]  # the same distances, where float32 angles suffice
+    near = Rotary(near, near, layout="interleaved", xpos_scale_base=512.0)
+    _, want = apply(reference, cast(case, jnp.float32), near)
+    # Scales of 2^115 and 2^-115 meet in the block: what is below 2^-11 before them underflows, and is lost.
+    assert_close(grads[:3], want[:3], max(tolerance, 2**-11))
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v", "bias"])
+def test_gradients_match_finite_differences(random_case, attention_loop, name):
+    case = random_case((1, 5, 9, 2, 1, 8), 1)
+    got = apply(small, case)[1][["q", "k", "v", "bias"].index(name)]
+    direction, step = np.random.default_rng(1).standard_normal(got.shape), 1e-5
+    up, down = (case._replace(**{name: getattr(case, name) + sign * step * direction}) for sign in (1, -1))
+    slope = ((attention_loop(up, SCALE) - attention_loop(down, SCALE)) * case.d_out).sum() / (2 * step)
+    np.testing.assert_allclose((got * direction).sum(), slope, rtol=2e-5, atol=2e-5)
+
+
+def test_nothing_races_in_the_tpu_interpreter(random_case):
+    case = random_case((1, 140, 40, 2, 1, 8))
+    accepted = inspect.signature(pltpu.InterpretParams).parameters
+    params = pltpu.InterpretParams(detect_races=True, **({"on_race": "raise"} if "on_race" in accepted else {}))
+    run = functools.partial(pallas_tpu, block_queries=128, block_keys=16, interpret=params)
+    rotary = Rotary(*(places(np.random.default_rng(0), 1, n) for n in (140, 40)))
+    assert_close(apply(run, case, rotary), apply(reference, case, rotary), 3e-5)
+    if "on_race" not in accepted:       # before jax 0.12 a race is only noted
+        from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+        assert not interpret_pallas_call.races.races_found
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("head_dim, dtype, bias_rows", [(72, jnp.bfloat16, 0), (64, jnp.float32, 1)])
+def test_lowers_for_a_tpu(random_case, head_dim, dtype, bias_rows):
+    case = cast(random_case((1, 300, 140, 4, 2, head_dim), bias_rows), dtype)
+    rotary = Rotary(*(places(np.random.default_rng(0), 1, n) for n in (300, 140)), xpos_scale_base=512.0)
+    args = pallas_tpu, 30.0, *case[:4], IntervalMask(case.start, case.stop), rotary, case.d_out
+    text = value_and_grads.trace(*args).lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("tpu_custom_call") == 2       # the kernels, not their interpretation
+
+
+def relative_errors(drawn, want):
+    """Largest error of the output and of each gradient, over the largest number of it (or 1)."""
+    case = cast(drawn.case, drawn.dtype)
+    mask = IntervalMask(case.start, case.stop)
+    args = *case[:4], mask, drawn.rotary, case.d_out
+    out, grads = value_and_grads(small, drawn.soft_cap, *args)
+    for got, true in zip((out, *grads), (want[0], *want[1]), strict=True):
+        if got is not None:
+            yield np.abs(np.asarray(got, np.float64) - true).max() / max(np.abs(true).max(), 1)
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("ATTENTION_CASES", "3"))))
+def test_drawn_cases_match_numpy_in_float64(draw, attention_64, seed):
+    """`ATTENTION_CASES=400 pytest -rP` runs a sweep and prints every case's errors."""
+    drawn = draw(seed)
+    errors = list(relative_errors(drawn, attention_64(drawn)))
+    print("case", seed, drawn.dtype, *(f"{e:.1e}" for e in errors))
+    assert max(errors) < (2e-5 if drawn.dtype == "float32" else 2e-2)
