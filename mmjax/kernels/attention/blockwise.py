@@ -36,15 +36,15 @@ def blockwise(
     bias: jax.Array | None,
     scale: float,
     soft_cap: float | None = None,
-    block_rows: int = 256,
+    block_rows: int | None = None,
     block_keys: int = 128,
 ) -> jax.Array:
     """Computes softmax(cap(scale q k^T + bias)) v over the visible keys; arguments and result as in `api.attention`.
 
     Args:
-        block_rows: upper bound of R, queries times the heads that share a key head. On a CPU, 256 x 128 took the least
-            processor time of 64 x 64 to 256 x 256 for causal masks, at T = 512 as at T = 4096: larger products are
-            split over threads at a loss.
+        block_rows: upper bound of R, queries times the heads that share a key head; None for 256, or 128 where T is
+            below 2048 and the tiles at the edge of a mask weigh more. On a CPU these took the least processor time of
+            64 x 64 to 256 x 256: larger products are split over threads at a loss.
         block_keys: upper bound of the keys of a block.
     """
     return _attend(q, k, v, mask, rotary, bias, _Form(scale, soft_cap, block_rows, block_keys))
@@ -65,14 +65,15 @@ class _Form(NamedTuple):
 
     scale: float
     soft_cap: float | None = None
-    block_rows: int = 256
+    block_rows: int | None = None
     block_keys: int = 128
     group: int = 1
 
     def sized(self, q, k) -> "_Form":
         """With `group` = G, `block_rows` the queries of a tile and `block_keys` no more than there are."""
         group = q.shape[2] // k.shape[2]
-        rows = _even(q.shape[1], max(self.block_rows // group, 1))
+        rows = self.block_rows or (256 if q.shape[1] >= 2048 else 128)
+        rows = _even(q.shape[1], max(rows // group, 1))
         return self._replace(block_rows=rows, block_keys=_even(k.shape[1], self.block_keys), group=group)
 
     def whole_tiles(self, x: jax.Array, axis: int = 1) -> jax.Array:
