@@ -196,21 +196,31 @@ def _group(attributes: str, mesh: Mapping[str, int]) -> tuple[tuple[int, ...], t
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         group = np.array([int(i) for i in found[1].split(",")])
     elif found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
-        dims = [int(d) for d in found[3].split(",")]
-        order = [int(d) for d in found[4].split(",")] if found[4] else range(len(dims))
-        group = np.arange(math.prod(dims)).reshape(dims).transpose(order).reshape(int(found[1]), -1)[0]
-    elif found := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", attributes):
-        group = _mesh_group(found[1], found[2])
+        group = _counted(found[3], found[4]).reshape(int(found[1]), -1)[0]
+    elif found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^{]*)\))? ?\{([^}]*)\}", attributes):
+        group = _mesh_group(found[1], found[2] or "", found[3])
     else:
         group = np.arange(math.prod(sizes))         # an empty list of groups is one of all devices
     coordinates = np.stack(np.unravel_index(group, sizes))
     return tuple(int(i) for i in group), _axes(mesh, (coordinates != coordinates[:, :1]).any(1))
 
 
-def _mesh_group(axes: str, chosen: str) -> np.ndarray:
-    """The first group of `mesh['a'=4,'b'=2] {'b'}`; an axis in part is 'a':(stride)size."""
+def _counted(dims: str, order: str | None) -> np.ndarray:
+    """0, 1, ... laid out as `dims` and turned to `order`, both lists in text."""
+    sizes = [int(d) for d in dims.split(",")]
+    return np.arange(math.prod(sizes)).reshape(sizes).transpose([int(d) for d in order.split(",")] if order else None)
+
+
+def _mesh_group(axes: str, device_ids: str, chosen: str) -> np.ndarray:
+    """The first group of `mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}`; part of an axis is 'a':(stride)size."""
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
-    ids = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+    if found := re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", device_ids):
+        ids = _counted(found[1], found[2])
+    elif device_ids:
+        ids = np.array([int(i) for i in device_ids.split(",")])
+    else:
+        ids = np.arange(math.prod(sizes.values()))
+    ids = ids.reshape(tuple(sizes.values()))
     group = ids
     for dim, (name, size) in enumerate(sizes.items()):
         part = re.search(rf"'{name}'(?::\((\d+)\)(\d+))?(?=[,}}]|$)", chosen)

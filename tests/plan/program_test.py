@@ -51,7 +51,7 @@ def program(groups: str = "{{0,1,2,3},{4,5,6,7}}", trips: str = "", **options) -
 def test_a_collective_in_a_loop_runs_every_round(trips, rounds):
     (row,) = program(trips=trips).collectives(MESH)
     assert (row.kind, row.axes, len(row.group), row.count) == ("all-gather", ("model",), 4, rounds)
-    assert (row.bytes, row.sent) == (rounds * 256, rounds * 256 * 3)       # a ring of four passes three others' parts on
+    assert (row.bytes, row.sent) == (rounds * 256, rounds * 256 * 3)       # it passes on three parts
 
 
 def test_a_loop_without_a_known_length_is_reported():
@@ -68,6 +68,8 @@ def test_a_loop_without_a_known_length_is_reported():
     ("[1,8]<=[8]", ("data", "model"), tuple(range(8))),
     ("mesh['axis_0'=2,'axis_1'=4] {'axis_0'}", ("data",), (0, 4)),
     ("mesh['axis_0'=2,'axis_1'=4] {'axis_0','axis_1'}", ("data", "model"), tuple(range(8))),
+    ("mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_0'}", ("model",), (0, 1, 2, 3)),
+    ("mesh['axis_0'=2,'axis_1'=4], device_ids=(0,4,1,5,2,6,3,7) {'axis_0'}", ("model",), (0, 2)),
     ("mesh['axis_0'=8] {'axis_0':(2)4}", ("model",), (0, 1, 2, 3)),
     ("mesh['axis_0'=8] {'axis_0':(1)2}", ("data",), (0, 4)),
 ])
