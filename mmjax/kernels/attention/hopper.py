@@ -158,6 +158,7 @@ def product(form: Form, a, b, onto=None, meanwhile: Callable[[], None] = lambda:
     """
     if form.interpret is not None:  # the interpreter has no wgmma on registers
         out = jnp.dot(a[...], b[...], preferred_element_type=jnp.float32)
+        plgpu.commit_smem()  # a copy may follow plain reads only then; wgmma reads as copies write
         meanwhile()
         return out if onto is None else onto + out
 

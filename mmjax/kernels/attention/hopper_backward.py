@@ -200,6 +200,7 @@ def backward_keys(
                     d_logits = weights * (d_weights - columns(stats_smem[*lane, 1], shape))
                     d_logits = hopper.through_cap(form, d_logits, weights, lse)
                     d_k = hopper.add_product(form, d_k, d_logits.astype(q.dtype), queries, scale)
+                plgpu.commit_smem()  # the plain reads of bounds and statistics before the copy that replaces them
                 plgpu.barrier_arrive(free.at[slot])
                 return d_k, d_v
 

@@ -71,19 +71,21 @@ def test_values_and_gradients_match(random_case, attention_loop, shape, dtype, s
 
 
 @interpreted
-def test_tiles_that_nobody_sees_are_not_read_and_nothing_races(random_case):
-    """A NaN that is read shows: 0 * NaN is NaN. Queries 128 and up see nothing; the others two tiles out of four."""
-    case = cast(random_case((1, 200, 256, 2, 2, 32)), jnp.bfloat16)
-    hidden_key, blind = (np.arange(256) < 64) | (np.arange(256) >= 192), np.arange(200) >= 128
+def test_tiles_that_nobody_sees_are_not_read_and_nothing_races(random_case, capfd):
+    """A NaN that is read shows: 0 * NaN is NaN. Queries 384 and up see nothing; the others use every buffer again."""
+    t, s = 390, 448
+    case = cast(random_case((1, t, s, 2, 2, 16)), jnp.bfloat16)
+    hidden_key, blind = (np.arange(s) < 64) | (np.arange(s) >= 384), np.arange(t) >= 384
     k, v = (jnp.where(hidden_key[:, None, None], jnp.nan, x) for x in (case.k, case.v))
     q = jnp.where(blind[:, None, None], jnp.nan, case.q)
-    start = np.where(np.arange(200) % 3, 70, 100)[None].astype(np.int32)
-    case = case._replace(q=q, k=k, v=v, start=start, stop=np.where(blind, start, 190).astype(np.int32))
-    out, (d_q, d_k, d_v) = apply(interpreter(detect_races=True), case)
+    start = np.where(np.arange(t) % 3, 70, 100)[None].astype(np.int32)
+    case = case._replace(q=q, k=k, v=v, start=start, stop=np.where(blind, start, 380).astype(np.int32))
+    out, (d_q, d_k, d_v) = jax.block_until_ready(apply(interpreter(detect_races=True), case))
+    assert "RACE" not in "".join(capfd.readouterr())  # jax 0.11 only prints them
     chex.assert_tree_all_finite((out, d_q, d_k, d_v))
     for rows in (out[:, blind], d_q[:, blind], d_k[:, hidden_key], d_v[:, hidden_key]):
         np.testing.assert_array_equal(rows, 0)
-    assert (out[:, ~blind] != 0).any(-1).all() and (d_k[:, 70:190] != 0).any(-1).all()
+    assert (out[:, ~blind] != 0).any(-1).all() and (d_k[:, 70:380] != 0).any(-1).all()
 
 
 @interpreted
