@@ -37,12 +37,14 @@ def check_fit(name: str, config: StageConfig) -> None:
 
 def check_rows(name: str, config: StageConfig, mesh: Mesh) -> None:
     """Checks that the rows of every data set divide over the devices; ConfigError names sizes that would."""
-    parts = num_row_parts(mesh)
+    devices = num_row_parts(mesh)
+    parts = devices * config.accumulate
     for set_name, data in config.data.sets.items():
         below = data.batch_size // parts * parts
         require(below == data.batch_size,
                 f"{name}{'.' if name else ''}data.sets.{set_name}.batch_size={data.batch_size} must be a multiple of "
-                f"the {parts} devices on the mesh axes {' x '.join(RULES['batch'])}; "
+                f"the {devices} devices on the mesh axes {' x '.join(RULES['batch'])}"
+                f"{f' times accumulate={config.accumulate}' if config.accumulate > 1 else ''}; "
                 f"try {f'{below} or ' if below else ''}{below + parts}")
 
 

@@ -75,15 +75,11 @@ def wait(children: Sequence[Child]) -> int:
                 process.send_signal(signal.SIGTERM)
 
     old = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
-    failed, deadline = 0, None
+    first, deadline = None, None            # to fail
     try:
         while any(process.poll() is None for process in processes):
-            for index, process in enumerate(processes):
-                if process.poll() and not failed:
-                    failed, deadline = process.returncode, time.monotonic() + GRACE
-                    if failed < 0:
-                        print(f"mmjax: process {index} was ended by {signal.Signals(-failed).name}; the others follow",
-                              file=sys.stderr, flush=True)
+            first = first or next((p for p in processes if p.poll()), None)
+            deadline = deadline or (first and time.monotonic() + GRACE)
             if deadline and time.monotonic() > deadline:
                 break
             time.sleep(0.1)
@@ -96,7 +92,14 @@ def wait(children: Sequence[Child]) -> int:
             printer.join(timeout=1)         # a data worker that outlives its parent a little may hold the pipe
         for signum, handler in old.items():
             signal.signal(signum, handler)
-    return 128 - failed if failed < 0 else failed
+    first = first or next((p for p in processes if p.returncode), None)
+    if first is None:
+        return 0
+    if first.returncode > 0:
+        return first.returncode
+    signum, index = signal.Signals(-first.returncode), processes.index(first)
+    print(f"mmjax: process {index} was ended by {signum.name}, and the others with it", file=sys.stderr)
+    return 128 + signum
 
 
 def _print(source: TextIO, sink: TextIO, prefix: str) -> None:

@@ -65,8 +65,8 @@ def make_job(name: str, config: StageConfig, workdir: Path) -> Job:
         ValueError: if its data, model, rules and mesh do not fit each other or this machine.
     """
     check_fit(name, config)
-    job = Job(config, workdir / name, models.build(config.system, config.model), make_mesh(config.mesh),
-              make_writer(config))
+    job = Job(config, workdir / name, models.build(config.system, config.model),
+              make_mesh(config.mesh, dcn=config.dcn), make_writer(config))
     check_rows(name, config, job.mesh)
     make_plan(job.model, config, job.mesh)
     for source in config.init_from.values():

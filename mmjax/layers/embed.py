@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mmjax.layers.params import param
-from mmjax.parallel import shard
+from mmjax.parallel import layout, shard
 
 
 class Embed(nn.Module):
@@ -33,7 +33,9 @@ class Embed(nn.Module):
     def __call__(self, ids: jax.Array) -> jax.Array:
         """int32[...] -> dtype[..., D]; NaN for an id outside the table."""
         table = shard(self.table, self.names[0], None)      # rows whole: else XLA gathers all ids on every device
-        return jnp.take(table, ids, axis=0).astype(self.dtype)          # in this order, gradients add up in float32
+        where = layout((*ids.shape, self.dim), "batch", "seq", "act_embed") if ids.ndim == 2 else None
+        rows = jnp.asarray(table).at[ids].get(mode="fill", fill_value=jnp.nan, out_sharding=where)
+        return rows.astype(self.dtype)          # in this order, gradients add up in float32
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Logits against every row, from factors in `dtype`: float[..., D] -> float32[..., num_rows]."""

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from mmjax.layers.params import Initializer, param, scaled
 
@@ -57,12 +59,16 @@ def _matmul(x: jax.Array, kernel: jax.Array, num_contracted: int, out_dtype: Any
 
     On CPU the gradient of a product with several leading dimensions transposes whole activations: as matrices a
     SwiGLU network's is 2.5 times as fast. A sequence split over devices cannot be merged with the rows, so there
-    the dimensions stay apart.
+    the dimensions stay apart; as on an Explicit mesh, where the result's layout is said, too.
     """
     lead, out = x.shape[:x.ndim - num_contracted], kernel.shape[num_contracted:]
-    if jax.sharding.get_abstract_mesh().shape.get("seq", 1) > 1:
+    mesh = jax.sharding.get_abstract_mesh()
+    is_explicit = AxisType.Explicit in mesh.axis_types
+    if is_explicit or mesh.shape.get("seq", 1) > 1:
         axes = (tuple(range(len(lead), x.ndim)), tuple(range(num_contracted)))
-        return jax.lax.dot_general(x, kernel, (axes, ((), ())), preferred_element_type=out_dtype)
+        where = P(*jax.typeof(x).sharding.spec[:len(lead)], *jax.typeof(kernel).sharding.spec[num_contracted:])
+        return jax.lax.dot_general(x, kernel, (axes, ((), ())), preferred_element_type=out_dtype,
+                                   out_sharding=where if is_explicit else None)
     size_in = math.prod(kernel.shape[:num_contracted])
     y = jnp.matmul(x.reshape(-1, size_in), kernel.reshape(size_in, -1), preferred_element_type=out_dtype)
     return y.reshape(*lead, *out)

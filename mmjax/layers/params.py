@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import meta
 
+from mmjax.parallel import gather
+
 Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
 
@@ -40,7 +42,7 @@ def param(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...
           names: tuple[str | None, ...]) -> jax.Array:
     """Declares float32 parameter `name` of `module` with one logical axis name per dimension."""
     assert len(shape) == len(names), (name, shape, names)
-    return module.param(name, lambda key: Named(init(key, shape, jnp.float32), names))
+    return gather(module.param(name, lambda key: Named(init(key, shape, jnp.float32), names)))
 
 
 def init_params(module: nn.Module, key: jax.Array, *args, **kwargs) -> dict[str, Any]:

@@ -17,11 +17,14 @@ from mmjax.kernels.attention import IntervalMask, Rotary
 from mmjax.layers.attention import KVCache
 from mmjax.layers.block import Block
 from mmjax.layers.params import Named, init_params
+from mmjax.parallel import shard
 
 REMAT_POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    # The products of "dots" wait in the host's memory for the backward pass, where the platform can do that.
+    "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
 }
 
 
@@ -80,7 +83,7 @@ def run_stack(block: Block, params: Any, x: jax.Array, mask: IntervalMask, *, ro
     Returns:
         float[B, T, D], and the cache with each layer's new keys and values (its lengths as they were).
     """
-    num_layers = jax.tree.leaves(params)[0].shape[0]
+    num_layers, x = jax.tree.leaves(params)[0].shape[0], shard(x, "batch", "seq", "act_embed")
 
     def layer(carry, inputs):
         x, cache = carry

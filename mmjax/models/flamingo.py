@@ -12,11 +12,13 @@ from mmjax.kernels.attention import IntervalMask
 from mmjax.kernels.attention import mask as masks
 from mmjax.layers import Hook, KVCache, axes_of, init_params, init_stack, num_hooks, unbox
 from mmjax.models.interface import Metrics, Params
+from mmjax.parallel import reshape
 from mmjax.parts import flops
 from mmjax.parts.decoder import Decoder, DecoderConfig, empty_cache, row_lengths, text_example
 from mmjax.parts.gated_xattn import GatedXAttn, GatedXAttnConfig
 from mmjax.parts.perceiver import PerceiverConfig, PerceiverResampler
-from mmjax.parts.vit import ViT, ViTConfig, encode_items, pooled_features
+from mmjax.parts.visual import encode_frames, visual_tokens
+from mmjax.parts.vit import ViT, ViTConfig, pooled_features
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,10 +165,14 @@ class Flamingo:
         r, d = self.config.resampler.num_latents, self.config.resampler.embed_dim
         if i == 0:      # text only: no interval reaches this one empty item
             return jnp.zeros((b, r, d), self.config.resampler.dtype)
-        features = encode_items(self.vision, params["vision"], batch.images)
-        features = features[..., self.config.vision.class_token:, :]
-        visual = self.resampler.apply({"params": params["resampler"]}, features.reshape(b * i, *features.shape[2:]))
-        return visual.reshape(b, i * r, d)
+
+        def encode(items):
+            features = encode_frames(self.vision, params["vision"], items)
+            features = features[..., self.config.vision.class_token:, :]
+            return self.resampler.apply({"params": params["resampler"]}, features)
+
+        visual = visual_tokens(encode, batch.images, batch.image_segment_ids, self.config.vision.budget)
+        return reshape(visual, (b, i * r, d), "batch", None, None)
 
     def _mask(self, image_index: jax.Array) -> IntervalMask:
         return masks.per_image(image_index, self.config.resampler.num_latents)

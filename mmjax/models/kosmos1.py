@@ -9,10 +9,12 @@ import jax.numpy as jnp
 from mmjax.batch import Batch
 from mmjax.layers import KVCache, axes_of, init_params, l2_normalize, unbox
 from mmjax.models.interface import Metrics, Params
+from mmjax.parallel import reshape
 from mmjax.parts import flops
 from mmjax.parts.connectors import AttentivePool, AttentivePoolConfig, insert_visual
 from mmjax.parts.decoder import Decoder, DecoderConfig, empty_cache, row_lengths, text_example
-from mmjax.parts.vit import ViT, ViTConfig, encode_items, pooled_features
+from mmjax.parts.visual import encode_frames, visual_tokens
+from mmjax.parts.vit import ViT, ViTConfig, pooled_features
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,14 +93,17 @@ class Kosmos1:
         text = lm.embed(batch.tokens)
         if batch.images.shape[1] == 0:
             return text
-        return insert_visual(text, self._visual(params, batch.images), batch)
+        return insert_visual(text, self._visual(params, batch), batch)
 
-    def _visual(self, params: Params, images: jax.Array) -> jax.Array:
-        """uint8[B, I, F, H, W, 3] -> float[B, I, R, D]; the frames of a video are pooled together."""
-        features = l2_normalize(encode_items(self.vision, params["vision"], images))
-        b, i, f, p, d = features.shape
-        visual = self.connector.apply({"params": params["connector"]}, features.reshape(b * i, f * p, d))
-        return visual.reshape(b, i, *visual.shape[1:])
+    def _visual(self, params: Params, batch: Batch) -> jax.Array:
+        """float[B, I, R, D]; the frames of a video are pooled together."""
+        def encode(items):
+            features = l2_normalize(encode_frames(self.vision, params["vision"], items))
+            n, f, p, d = features.shape
+            features = reshape(features, (n, f * p, d), "batch", None, None)
+            return self.connector.apply({"params": params["connector"]}, features)
+
+        return visual_tokens(encode, batch.images, batch.image_segment_ids, self.config.vision.budget)
 
     def flops(self, work: flops.Work, trains: flops.Trains) -> dict[str, flops.Cost]:
         c = self.config

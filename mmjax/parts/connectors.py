@@ -9,6 +9,7 @@ from flax import linen as nn
 from mmjax.batch import Batch
 from mmjax.kernels.attention import mask as masks
 from mmjax.layers import Attention, Linear, param
+from mmjax.parallel import layout, reshape, shard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,7 @@ class AttentivePool(nn.Module):
         latents = param(self, "latents", nn.initializers.normal(1.0), (c.num_latents, c.embed_dim),
                         ("latents", "embed"))
         z = jnp.broadcast_to(latents.astype(dtype), (x.shape[0], *latents.shape))
+        x, z = shard(x, "batch", None, "act_embed"), shard(z, "batch", None, "act_embed")
         source = jnp.concatenate([x, z], axis=1)
         attention = Attention(c.embed_dim, c.num_heads, c.num_heads, c.embed_dim // c.num_heads, kv_dim=c.embed_dim,
                               dtype=dtype, name="attention")
@@ -71,7 +73,8 @@ def insert_visual(embeddings: jax.Array, visual: jax.Array, batch: Batch) -> jax
     b, i, r, d = visual.shape
     if i == 0:
         return embeddings
-    flat = visual.reshape(b, i * r, d).astype(embeddings.dtype)
-    where = jnp.clip(batch.image_index * r + batch.slot_index, 0, i * r - 1)
-    chosen = jnp.take_along_axis(flat, where[..., None], axis=1)
+    flat = reshape(visual.astype(embeddings.dtype), (b, i * r, d), "batch", None, None)
+    where = shard(jnp.clip(batch.image_index * r + batch.slot_index, 0, i * r - 1), "batch", "seq")
+    place = layout(embeddings.shape, "batch", "seq", "act_embed")
+    chosen = flat.at[jnp.arange(b)[:, None], where].get(out_sharding=place)
     return jnp.where((batch.slot_index >= 0)[..., None], chosen, embeddings)

@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from mmjax.kernels.attention import mask as masks
 from mmjax.layers import Attention, Linear, Mlp, Norm, init_stack, param
+from mmjax.parallel import shard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,9 @@ class PerceiverLayer(nn.Module):
     def __call__(self, z: jax.Array, x: jax.Array) -> jax.Array:
         """Latents float[B, L, D] and features float[B, S, D] -> float[B, L, D]."""
         normed = self.latent_norm(z)
-        source = jnp.concatenate([self.feature_norm(x), normed], axis=1)
+        # Two sequences split over devices cannot be put together without moving both; the keys stay whole.
+        both = (shard(part, "batch", None, "act_embed") for part in (self.feature_norm(x), normed))
+        source = jnp.concatenate(list(both), axis=1)
         z = z + self.attention(normed, masks.all_keys(z.shape[0], z.shape[1], source.shape[1]), source=source)
         return z + self.mlp(self.mlp_norm(z))
 
@@ -98,6 +101,7 @@ class PerceiverResampler(nn.Module):
             x = x + interpolate_frames(self.time_embed, x.shape[1]).astype(x.dtype)[:, None]
         x = x.reshape(x.shape[0], -1, c.embed_dim)
         z = jnp.broadcast_to(self.latents.astype(x.dtype), (x.shape[0], *self.latents.shape))
+        z = shard(z, "batch", "seq", "act_embed")
         layer = jax.checkpoint(lambda z, params: (self.layer.apply({"params": params}, z, x), None), prevent_cse=False)
         z, _ = jax.lax.scan(layer, z, self.layers)
         return self.final_norm(z)

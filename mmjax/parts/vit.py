@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from mmjax.kernels.attention import mask as masks
 from mmjax.layers import Block, BlockConfig, Linear, Norm, init_stack, param, run_stack
+from mmjax.parallel import reshape, shard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,8 @@ class ViTConfig:
             train while the rest is frozen (KOSMOS-1: 1).
         pixel_mean, pixel_std: normalisation of RGB in [0, 1]; CLIP's by default.
         remat: what the backward pass recomputes, see `layers.stack.REMAT_POLICIES`.
+        budget: images of a batch that go through the tower at a time, spread over all devices; 0 for all slots at
+            once, used or not. See `parts.visual.visual_tokens`.
     """
 
     image_size: int = 224
@@ -42,10 +45,13 @@ class ViTConfig:
     pixel_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     pixel_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     remat: str = "full"
+    budget: int = 0
 
     def __post_init__(self):
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size={self.image_size} must be a multiple of patch_size={self.patch_size}")
+        if self.budget < 0:
+            raise ValueError(f"budget={self.budget} must not be negative; 0 is for all slots at once")
         if not 0 <= self.num_last_layers <= self.num_layers:
             raise ValueError(f"num_last_layers={self.num_last_layers} must lie in 0..num_layers={self.num_layers}")
 
@@ -99,6 +105,7 @@ class ViT(nn.Module):
         x = self.patch_embed(patchify(self._normalize(images), c.patch_size))
         if c.class_token:
             first = jnp.broadcast_to(self.class_embed.astype(x.dtype), (x.shape[0], 1, x.shape[2]))
+            first = shard(first, "batch", None, None)
             x = jnp.concatenate([first, x], axis=1)
         x = x + self.position_embed.astype(x.dtype)
         if c.pre_norm:
@@ -118,15 +125,8 @@ def patchify(images: jax.Array, patch_size: int) -> jax.Array:
     """Cuts float[B, H, W, C] into float[B, P, patch_size² · C] patches, row-major in space and inside a patch."""
     b, h, w, c = images.shape
     rows, columns = h // patch_size, w // patch_size
-    x = images.reshape(b, rows, patch_size, columns, patch_size, c)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, rows * columns, patch_size**2 * c)
-
-
-def encode_items(tower: ViT, params: Any, images: jax.Array) -> jax.Array:
-    """Runs the tower over every frame of a batch: uint8[B, I, F, H, W, 3] -> float[B, I, F, P, D]."""
-    lead = images.shape[:3]
-    features = tower.apply({"params": params}, images.reshape(-1, *images.shape[3:]))
-    return features.reshape(*lead, *features.shape[1:])
+    x = reshape(images, (b, rows, patch_size, columns, patch_size, c), "batch", *[None] * 5)
+    return reshape(x.transpose(0, 1, 3, 2, 4, 5), (b, rows * columns, patch_size**2 * c), "batch", None, None)
 
 
 def pooled_features(tower: ViT, params: Any, images: jax.Array) -> jax.Array:

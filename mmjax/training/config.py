@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import ml_collections
 
-from mmjax.parallel import AXES
+from mmjax.parallel import AXES, check_dcn, rules_of
 from mmjax.training import structure
 from mmjax.training.structure import ConfigError, choices, free, require
 
@@ -94,6 +94,11 @@ class StageConfig:
             whose last checkpoint it is filled from.
         frozen_dtype: how floating-point parameters that do not train are stored.
         mesh: devices along each mesh axis; absent axes have 1, one axis may have -1: all that remain.
+        dcn: mesh axis -> how many parts of it lie on different slices (or hosts), joined by the slower network.
+        sharding: part of the model, such as "vision" -> rules {logical name: mesh axes} that differ there from
+            `parallel.RULES`, or "replicated": whole on every device.
+        accumulate: parts into which the rows of every data set are cut; one after the other goes through the model, and
+            their gradients make one update. It saves activation memory and changes nothing but what dropout draws.
         seed: of fresh parameters and dropout.
         log_every: steps between rows of metrics.
         eval_every: steps between evaluations; 0 evaluates at the end only.
@@ -114,6 +119,9 @@ class StageConfig:
     init_from: dict[str, str] = dataclasses.field(default_factory=dict)
     frozen_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     mesh: dict[str, int] = free(default_factory=lambda: {"data": -1})
+    dcn: dict[str, int] = free(default_factory=dict)
+    sharding: dict[str, Literal["replicated"] | dict[str, tuple[str, ...]]] = free(default_factory=dict)
+    accumulate: int = free(default=1)
     seed: int = 0
     log_every: int = free(default=10)
     eval_every: int = free(default=0)
@@ -124,7 +132,7 @@ class StageConfig:
     evals: tuple[Any, ...] = free(default=())
 
     def __post_init__(self):
-        for name in ("total_steps", "log_every", "keep_checkpoints"):
+        for name in ("total_steps", "log_every", "keep_checkpoints", "accumulate"):
             require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
         for name in ("eval_every", "checkpoint_every", "max_nonfinite", "seed"):
             require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
@@ -136,6 +144,9 @@ class StageConfig:
         _check_rules(self.rules, self.groups)
         for axis in self.mesh:
             require(axis in AXES, f"unknown mesh axis {axis!r}; {choices(axis, AXES)}")
+        check_dcn(self.mesh, self.dcn)
+        for tower in self.sharding:
+            rules_of(tower, self.sharding)
 
 
 def resolve(config: Mapping[str, Any], *, model_types: Mapping[str, type], data_type: type,

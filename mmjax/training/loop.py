@@ -79,7 +79,7 @@ def run(config: StageConfig, model: Model, loader: Loader, workdir: str | Path, 
         SystemExit: after a signal.
     """
     workdir, goodput = Path(workdir).absolute(), Goodput()
-    mesh = make_mesh(config.mesh) if mesh is None else mesh
+    mesh = make_mesh(config.mesh, dcn=config.dcn) if mesh is None else mesh
     plan = step_lib.make_plan(model, config, mesh)
     claim(config, workdir)
     is_first = jax.process_index() == 0

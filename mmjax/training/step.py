@@ -19,14 +19,14 @@ from mmjax.batch import Batch
 from mmjax.checkpoint.paths import flatten, nest
 from mmjax.kernels.target import platform
 from mmjax.models.interface import Model, Params
-from mmjax.parallel import param_shardings
+from mmjax.parallel import param_shardings, shard, use_towers
+from mmjax.parallel.sharding import TowerRules
 from mmjax.training import optimizer
 from mmjax.training.config import FROZEN, StageConfig
 from mmjax.training.structure import ConfigError, choices, require
 
-
-# XLA can turn the gather of a parameter into a loop of small products that overlap with it. By its own schedule for TPUs
-# that costs several times the memory traffic, and more on the network, than gathering a layer's parameters at once.
+# XLA can turn the gather of a parameter into a loop of small products that overlap with it. By its own schedule for
+# TPUs that costs several times the memory traffic, and more on the network, than to gather a layer's parameters.
 COMPILER_OPTIONS = {"tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}}
 
 
@@ -62,12 +62,16 @@ class Plan:
         tx: the optax transformation of the trainable parameters.
         schedule: learning rate as a function of the updates made.
         template: `TrainState` of `jax.ShapeDtypeStruct` with shardings.
+        towers: `config.sharding`.
+        accumulate: `config.accumulate`.
     """
 
     labels: dict[str, str]
     tx: optax.GradientTransformation
     schedule: optax.Schedule
     template: TrainState
+    towers: TowerRules
+    accumulate: int
 
     @property
     def params(self) -> Params:
@@ -84,7 +88,7 @@ def make_plan(model: Model, config: StageConfig, mesh: Mesh) -> Plan:
     """
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     labels = optimizer.resolve_rules(shapes, config.rules)
-    shardings = param_shardings(model.axes, shapes, mesh)
+    shardings = param_shardings(model.axes, shapes, mesh, config.sharding)
 
     def leaf(path, shape, sharding):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -97,7 +101,8 @@ def make_plan(model: Model, config: StageConfig, mesh: Mesh) -> Plan:
     tx = optimizer.make_optimizer(config.optimizer, config.groups, labels, config.total_steps)
     scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, P()))
     template = TrainState(scalar, scalar, trainable, frozen, _opt_template(tx, trainable, mesh))
-    return Plan(labels, tx, optimizer.make_schedule(config.optimizer, config.total_steps), template)
+    schedule = optimizer.make_schedule(config.optimizer, config.total_steps)
+    return Plan(labels, tx, schedule, template, config.sharding, config.accumulate)
 
 
 def _opt_template(tx: optax.GradientTransformation, trainable: Params, mesh: Mesh) -> Any:
@@ -181,11 +186,9 @@ def make_train_step(model: Model, plan: Plan, set_weights: Mapping[str, float]) 
         step_key = jax.random.fold_in(key, state.step)
         loss, grads, metrics = jnp.float32(0), None, {}
         for index, (name, batch) in enumerate(sorted(batches.items())):
-            (part, reported), grad = jax.value_and_grad(_loss, argnums=1, has_aux=True)(
-                model, state.trainable, state.frozen, batch, jax.random.fold_in(step_key, index))
+            part, reported, grads = _add_gradients(
+                model, plan, state, batch, jax.random.fold_in(step_key, index), weights[name], grads)
             loss += weights[name] * part
-            scaled = jax.tree.map(lambda g, w=weights[name]: w * g, grad)
-            grads = scaled if grads is None else jax.tree.map(jnp.add, grads, scaled)
             metrics |= {f"{metric}/{name}": value for metric, value in reported.items()}
         norm = optax.global_norm(grads)
         is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -203,8 +206,46 @@ def make_train_step(model: Model, plan: Plan, set_weights: Mapping[str, float]) 
                    compiler_options=COMPILER_OPTIONS.get(platform()))
 
 
-def _loss(model: Model, trainable: Params, frozen: Params, batch: Batch, key: jax.Array):
-    return model.loss(optimizer.merge(trainable, frozen), batch, key)
+def _add_gradients(model: Model, plan: Plan, state: TrainState, batch: Batch, key: jax.Array, weight: float,
+                   grads: Params | None) -> tuple[jax.Array, dict[str, jax.Array], Params]:
+    """Loss and metrics of a data set, and `grads` plus `weight` times its gradients."""
+    def loss(trainable, batch, key):
+        with use_towers(plan.towers):
+            return model.loss(optimizer.merge(trainable, state.frozen), batch, key)
+
+    differentiate = jax.value_and_grad(loss, has_aux=True)
+
+    def add(grads, more, factor):
+        return jax.tree.map(lambda g, m: g + factor * m, grads, more)
+
+    if plan.accumulate == 1:
+        (value, reported), more = differentiate(state.trainable, batch, key)
+        return value, reported, jax.tree.map(lambda m: weight * m, more) if grads is None else add(grads, more, weight)
+
+    total = batch.loss_weights.sum()
+
+    def one(carry, inputs):
+        part, index = inputs
+        (value, reported), more = differentiate(state.trainable, part, jax.random.fold_in(key, index))
+        # A loss is a mean over its own tokens: by their share, the parts add up to the mean over all tokens.
+        share = part.loss_weights.sum() / jnp.where(total > 0, total, 1.0)
+        reported = {name: share * number for name, number in (reported | {"": value}).items()}
+        return add(carry, more, weight * share), reported
+
+    start = jax.tree.map(jnp.zeros_like, state.trainable) if grads is None else grads
+    grads, shares = jax.lax.scan(one, start, (_split_rows(batch, plan.accumulate), jnp.arange(plan.accumulate)))
+    reported = {name: values.sum(0) for name, values in shares.items()}
+    return reported.pop(""), reported | {"tokens": total}, grads
+
+
+def _split_rows(batch: Batch, parts: int) -> Batch:
+    """[B, ...] -> [parts, B / parts, ...], every part with rows from every device."""
+    def split(x):
+        require(x.shape[0] % parts == 0, f"a batch of {x.shape[0]} rows cannot be cut into accumulate={parts} parts")
+        apart = jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+        return shard(apart, None, "batch", *[None] * (x.ndim - 1))
+
+    return jax.tree.map(split, batch)
 
 
 def _weights(set_weights: Mapping[str, float], sets: Mapping[str, Any]) -> Mapping[str, float]:

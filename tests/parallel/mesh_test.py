@@ -1,9 +1,12 @@
 """Mesh shapes and their mistakes."""
 
+from types import SimpleNamespace
+
 import jax
 import pytest
 
-from mmjax.parallel import AXES, make_mesh, mesh_shape
+from mmjax.parallel import AXES, check_dcn, make_mesh, mesh_shape
+from mmjax.parallel.mesh import device_grid
 
 pytestmark = pytest.mark.quick
 
@@ -45,3 +48,32 @@ def test_mesh_lays_all_devices_over_named_axes(explicit, kind):
 
 def test_mesh_over_given_devices():
     assert list(make_mesh({"data": 2}, jax.devices()[2:4]).devices.flat) == jax.devices()[2:4]
+
+
+@pytest.mark.parametrize("kind", ["slice_index", "process_index"])
+def test_only_the_axes_of_dcn_leave_a_slice(kind):
+    """Sixteen devices in four slices, listed in a mixed order."""
+    place = dict(platform="cpu", device_kind="cpu", slice_index=0, process_index=0)
+    devices = [SimpleNamespace(**place | {"id": i, kind: i % 4}) for i in range(16)]
+    shape = mesh_shape({"data": 4, "fsdp": 2, "model": 2}, 16)
+    grid = device_grid(shape, {"data": 2, "fsdp": 2}, devices)
+    assert grid.shape == tuple(shape.values()) and len({d.id for d in grid.flat}) == 16
+    of_slice = [[getattr(d, kind) for d in grid[i, j].flat] for i in range(4) for j in range(2)]
+    assert of_slice == [[0, 0], [1, 1], [0, 0], [1, 1], [2, 2], [3, 3], [2, 2], [3, 3]]
+
+
+@pytest.mark.parametrize("dcn, message", [
+    ({"dta": 2}, "dcn: unknown mesh axis 'dta'"),
+    ({"data": 3}, "dcn.data=3 must be positive and divide mesh.data=4: 1, 2, 4"),
+    ({"model": 2}, "dcn.model=2 must be positive and divide mesh.model=1: 1"),
+    ({"data": 0}, "dcn.data=0 must be positive"),
+])
+def test_mistakes_of_dcn_are_named(dcn, message):
+    with pytest.raises(ValueError, match=message):
+        check_dcn({"data": 4, "fsdp": 2}, dcn)
+    check_dcn({"data": -1}, {"data": 4})
+
+
+def test_slices_that_are_not_there_are_counted():
+    with pytest.raises(ValueError, match="dcn={'data': 2} asks for 2 slices, but the 8 devices form 1"):
+        make_mesh({"data": 8}, dcn={"data": 2})

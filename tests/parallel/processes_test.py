@@ -29,7 +29,7 @@ import ml_collections
 def get_config():
     c = ml_collections.ConfigDict()
     c.system = "language"
-    block = dict(embed_dim=16, num_heads=2, mlp_dim=32, use_bias=False, norm="rms", dropout=0.1)
+    block = dict(embed_dim=16, num_heads=4, mlp_dim=32, use_bias=False, norm="rms", dropout=0.1)
     c.model = dict(lm=dict(vocab_size=264, num_layers=1, block=block, max_positions=32, remat="none"))
     c.data = dict(sets=dict(text=dict(sources=(dict(path="{folder}/text.array_record"),), batch_size=8, seq_len=32,
                                       packing_bins=3)), streams=4)
@@ -115,10 +115,12 @@ def assert_same_losses(workdir, alone, steps):
 
 
 def test_two_launched_processes_train_as_one_and_one_goes_on(folder, alone):
+    # The model is split over all four devices, so both processes read all rows.
     (code, err), = end_all([mmjax("launch", "--processes=2", "--devices=2", "--",
-                                  *train(folder, "two", f"--config.total_steps={SAVED}"))], 300)
+                                  *train(folder, "two", f"--config.total_steps={SAVED}", "--config.mesh.fsdp=1",
+                                         "--config.mesh.model=4"))], 300)
     assert code == 0, err
-    assert err.count("step 4/4") == 1 and "[0] language  step 4/4" in err and "mesh fsdp=4" in err
+    assert err.count("step 4/4") == 1 and "[0] language  step 4/4" in err and "mesh model=4" in err
     files = {p.name for p in (folder / f"two/checkpoints/{SAVED}/data").iterdir()}
     assert {"process_0-of-2", "process_1-of-2"} <= files
     assert main(train(folder, "two")) == 0                   # here, in one process of eight devices

@@ -2,10 +2,23 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from mmjax.parallel import AXES, RULES, batch_sharding, make_mesh, param_shardings, partition_spec, shard
+from mmjax.parallel import (
+    AXES,
+    RULES,
+    batch_sharding,
+    make_mesh,
+    param_shardings,
+    partition_spec,
+    put_rows,
+    shard,
+    share_of_rows,
+    tower,
+    use_towers,
+)
 
 pytestmark = pytest.mark.quick
 
@@ -38,7 +51,8 @@ def piece(x: jax.Array) -> tuple[int, ...]:
 
 def test_a_dimension_that_does_not_divide_is_named():
     mesh, shapes = make_mesh({"fsdp": 4, "model": 2}), {"lm": {"q": jax.ShapeDtypeStruct((6, 2), jnp.float32)}}
-    message = r"parameter lm/q \(6, 2\): dimension 'embed' = 6 must be a multiple of the 4 devices on mesh axis fsdp"
+    message = (r"parameter lm/q \(6, 2\): dimension 'embed' = 6 must be a multiple of the 4 devices on mesh axis fsdp; "
+               "it divides over 1, 2, 3, 6")
     with pytest.raises(ValueError, match=message):
         param_shardings({"lm": {"q": ("embed", "heads")}}, shapes, mesh)
 
@@ -62,3 +76,39 @@ def test_shard_leaves_whole_what_does_not_divide():
 def test_shard_names_an_unknown_axis():
     with jax.set_mesh(make_mesh({"fsdp": 8})), pytest.raises(ValueError, match="unknown logical axis 'btach'"):
         shard(jnp.zeros(8), "btach")
+
+
+def test_a_tower_lies_by_rules_of_its_own():
+    mesh = make_mesh({"fsdp": 4, "model": 2})
+    shapes = {part: {"w": jax.ShapeDtypeStruct((8, 4), jnp.float32)} for part in ("vision", "resampler", "lm")}
+    axes = dict.fromkeys(shapes, {"w": ("embed", "mlp")})
+    towers = {"vision": "replicated", "resampler": {"mlp": (), "embed": ("fsdp", "model")}}
+    specs = jax.tree.map(lambda s: s.spec, param_shardings(axes, shapes, mesh, towers))
+    assert specs == {"vision": {"w": P(None, None)}, "resampler": {"w": P(("fsdp", "model"), None)},
+                     "lm": {"w": P("fsdp", "model")}}
+    with jax.set_mesh(mesh), use_towers(towers):
+        def layout(x):
+            with tower("vision"):
+                inside = shard(x + 1, "batch", None, "act_mlp")
+            return inside, shard(x + 1, "batch", None, "act_mlp")
+
+        assert [piece(x) for x in jax.jit(layout)(jnp.zeros((8, 4, 6)))] == [(2, 4, 6), (2, 4, 3)]
+
+
+@pytest.mark.parametrize("towers, message", [
+    ({"visoin": "replicated"}, "the model has no part 'visoin'; its parts are vision"),
+    ({"vision": {"mpl": ()}}, "sharding.vision: unknown logical axis 'mpl'"),
+    ({"vision": {"mlp": ("modle",)}}, "sharding.vision.mlp: unknown mesh axis 'modle'"),
+    ({"vision": {"embed": ("model",)}}, r"vision/w \(8, 4\): both 'embed' and 'mlp' are split over mesh axis 'model'"),
+])
+def test_mistakes_in_the_rules_of_a_tower_are_named(towers, message):
+    shapes, axes = {"vision": {"w": jax.ShapeDtypeStruct((8, 4), jnp.float32)}}, {"vision": {"w": ("embed", "mlp")}}
+    with pytest.raises(ValueError, match=message):
+        param_shardings(axes, shapes, make_mesh({"fsdp": 4, "model": 2}), towers)
+
+
+def test_one_process_reads_all_rows_and_lays_them_out_in_order():
+    mesh, x = make_mesh({"data": 2, "fsdp": 2, "model": 2}), np.arange(24).reshape(8, 3)
+    assert share_of_rows(mesh) == (0, 1)
+    placed = put_rows(x, mesh)
+    assert placed.sharding == batch_sharding(mesh) and (np.asarray(placed) == x).all()

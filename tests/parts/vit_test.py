@@ -9,7 +9,8 @@ import numpy_oracle as oracle
 import pytest
 
 from mmjax.layers import BlockConfig, init_params, unbox
-from mmjax.parts.vit import ViT, ViTConfig, encode_items, patchify, pooled_features
+from mmjax.parts.visual import encode_frames
+from mmjax.parts.vit import ViT, ViTConfig, patchify, pooled_features
 
 CLIP = ViTConfig(image_size=8, patch_size=4, num_layers=3, block=BlockConfig(8, 2, 12, activation="quick_gelu"))
 PLAIN = dataclasses.replace(CLIP, class_token=False, patch_bias=True, pre_norm=False, final_norm=False)
@@ -75,12 +76,12 @@ def test_patchify_keeps_rows_columns_and_channels_in_order():
 
 def test_every_frame_of_every_item_is_encoded_alone_and_pooled_by_its_mean():
     params, tower = random_params(CLIP), ViT(CLIP, parent=None)
-    images = np.random.default_rng(1).integers(0, 256, (2, 3, 2, 8, 8, 3), np.uint8)
-    features = jax.jit(lambda x: encode_items(tower, params, x))(images)
-    assert features.shape == (2, 3, 2, 5, 8)
+    images = np.random.default_rng(1).integers(0, 256, (3, 2, 8, 8, 3), np.uint8)
+    features = jax.jit(lambda x: encode_frames(tower, params, x))(images)
+    assert features.shape == (3, 2, 5, 8)
     alone = jax.jit(lambda x: (tower.apply({"params": params}, x), pooled_features(tower, params, x)))
-    tokens, pooled = alone(images[1, 2])
-    np.testing.assert_allclose(features[1, 2], tokens, rtol=1e-5, atol=1e-5)
+    tokens, pooled = alone(images[2])
+    np.testing.assert_allclose(features[2], tokens, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(pooled, np.asarray(tokens).mean(1), rtol=1e-5, atol=1e-6)
 
 
