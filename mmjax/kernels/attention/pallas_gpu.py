@@ -51,6 +51,8 @@ def refuse(q, k, v, **arguments) -> str | None:
     if capability is None or not capability.startswith("9."):
         found = "no GPU" if capability is None else f"compute capability {capability}"
         return f"it needs a GPU of compute capability 9.x (Hopper), there is {found}"
+    if jax.__version_info__ < (0, 11):
+        return f"it has been compiled with jax 0.11 and 0.12, this is jax {jax.__version__}"
     return refuse_anywhere(q, k, v, **arguments)
 
 
