@@ -64,7 +64,7 @@ def plan_stage(title: str, name: str, config: StageConfig, machine: Machine, sea
     if not first.fits:
         near = others.nearest(_sizes(config, machine))
         remark = f"the nearest that fits, by estimate: {near.text}" if near else \
-            "by estimate it fits on no mesh of this machine; take fewer rows, a larger machine, or try --search"
+            "by estimate it fits on no mesh of this machine, however its rows are cut; take a larger one"
         first = dataclasses.replace(first, remark=remark)
     print(report.text(first), end="\n\n", flush=True)
     if not search:
@@ -78,13 +78,13 @@ def plan_stage(title: str, name: str, config: StageConfig, machine: Machine, sea
     for place, r in enumerate(ranked, 1):
         mesh = " x ".join(f"{axis}={size}" for axis, size in r.mesh.items())
         print(f"{place}. {'fits' if r.fits else 'DOES NOT FIT'}  MFU {r.mfu[0]:.1%} to {r.mfu[1]:.1%}  mesh {mesh}, "
-              f"remat {r.remat}, rows {', '.join(f'{n} {b}' for n, b in r.rows.items())}")
+              f"remat {r.remat}, accumulate {r.accumulate}, rows {', '.join(f'{n} {b}' for n, b in r.rows.items())}")
     return ranked
 
 
 def plan_one(title: str, name: str, config: StageConfig, machine: Machine) -> tuple[Report, lowering.Step]:
     """Traces and compiles one variant."""
-    mesh = make_mesh(config.mesh, machine.devices)
+    mesh = make_mesh(config.mesh, machine.devices, dcn=config.dcn)
     check_rows(name, config, mesh)
     step = lowering.trace(config, mesh)
     return report.make(title, config, machine, mesh, step, lowering.compile_step(step, mesh)), step
@@ -101,4 +101,4 @@ def save(reports: Sequence[Report], folder: Path) -> None:
 
 
 def _sizes(config: StageConfig, machine: Machine) -> dict[str, int]:
-    return dict(make_mesh(config.mesh, machine.devices).shape)
+    return dict(make_mesh(config.mesh, machine.devices, dcn=config.dcn).shape)

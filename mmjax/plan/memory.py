@@ -46,7 +46,7 @@ def of_activations(config: StageConfig, sizes: Mapping[str, int]) -> float:
 
 
 def _of_set(config: StageConfig, data: DataSetConfig, sizes: Mapping[str, int]) -> float:
-    rows = data.batch_size / math.prod(sizes[axis] for axis in RULES["batch"])
+    rows = data.batch_size / config.accumulate / math.prod(sizes[axis] for axis in RULES["batch"])
     lm, vision = config.model.lm, getattr(config.model, "vision", None)
     tokens = rows * data.seq_len / sizes["seq"]
     total = _of_stack(lm.block, lm.num_layers, tokens, lm.remat, sizes["model"])

@@ -36,6 +36,7 @@ class Report:
         mesh: sizes of the axes that are not 1.
         rows: rows of each data set.
         remat: what the language model computes again.
+        accumulate: parts of the rows that follow on each other.
         devices: how many JAX devices.
         memory: trainable, frozen, optimizer, gradients, batch, rest (activations and workspace), needed, available.
         fits: whether it does.
@@ -55,6 +56,7 @@ class Report:
     mesh: dict[str, int]
     rows: dict[str, int]
     remat: str
+    accumulate: int
     devices: int
     memory: dict[str, float]
     fits: bool
@@ -97,7 +99,7 @@ def make(name: str, config: StageConfig, machine: Machine, mesh: Mesh, step: Ste
     return Report(
         name=name, topology=machine.name, mesh={a: n for a, n in sizes.items() if n > 1} or {"data": 1},
         rows={n: data.batch_size for n, data in config.data.sets.items()}, remat=config.model.lm.remat,
-        devices=mesh.size, memory=groups, fits=compiled.fits and needed <= chip.memory,
+        accumulate=config.accumulate, devices=mesh.size, memory=groups, fits=compiled.fits and needed <= chip.memory,
         model_flops={part: cost.total for part, cost in costs.items()}, executed_flops=executed, traffic=traffic,
         collectives=collectives, seconds=seconds,
         mfu=(ideal / sum(seconds.values()), ideal / max(seconds.values())) if program else (math.nan, math.nan),
@@ -135,6 +137,7 @@ def text(report: Report) -> str:
     verdict = f"fits, {gib(spare)} to spare" if r.fits else f"DOES NOT FIT, by {gib(-spare)}{_at_least(r)}"
     lines = [
         f"{r.name} on {r.topology}: {r.devices} devices, mesh {mesh}, remat {r.remat}, "
+        f"{f'accumulate {r.accumulate}, ' if r.accumulate > 1 else ''}"
         f"rows {', '.join(f'{name} {n}' for name, n in r.rows.items())}",
         "memory    " + "  ".join(f"{group} {gib(m[group])}" for group in
                                  ("trainable", "frozen", "optimizer", "gradients", "batch", "rest")),

@@ -19,7 +19,8 @@ from mmjax.training.config import StageConfig
 from mmjax.training.step import Plan, make_plan
 
 REMAT = ("full", "dots", "none")
-ROWS = (1.0, 0.5, 0.25, 2.0)        # times those of the config
+ROWS = (1.0, 0.5, 2.0)              # times those of the config
+ACCUMULATE = (1, 2, 4, 8, 16, 32)   # parts of the rows, one after the other
 FILL = 0.9                          # of the memory: an estimate must leave room for what it does not know
 SEARCHED = ("data", "fsdp", "model", "seq")
 
@@ -28,7 +29,7 @@ class Candidate(NamedTuple):
     """A variant of a stage.
 
     Attributes:
-        config: of the stage, with its mesh, rows and remat policy.
+        config: of the stage, with its mesh, rows, accumulation and remat policy.
         needed: bytes of one device, by estimate.
         seconds: of a step by estimate, if compute and network overlap.
         rows: times those of the config.
@@ -46,7 +47,8 @@ class Candidate(NamedTuple):
     @property
     def text(self) -> str:
         mesh = " x ".join(f"{axis}={size}" for axis, size in self.mesh.items() if size > 1) or "one device"
-        return f"mesh {mesh}, rows x{self.rows:g}, remat {self.config.model.lm.remat}: about {gib(self.needed)}"
+        return (f"mesh {mesh}, rows x{self.rows:g}, accumulate={self.config.accumulate}, "
+                f"remat {self.config.model.lm.remat}: about {gib(self.needed)}")
 
 
 class Search:
@@ -65,27 +67,38 @@ class Search:
         self._plan: Plan = make_plan(models.build(config.system, config.model), config, mesh)
 
     def nearest(self, mesh: Mapping[str, int]) -> Candidate | None:
-        """The mesh closest to this one, in doublings, on which the config as it is would fit; None if there is none."""
+        """The mesh closest to this one, in doublings, on which the config as it is would fit; None if there is none.
+
+        If there is none, that on which it fits with its rows in the fewest parts that follow on each other.
+        """
         def distance(candidate: Candidate) -> float:
             return sum(abs(math.log2(candidate.mesh[axis] / mesh.get(axis, 1))) for axis in SEARCHED)
 
-        return min(self._fitting((1.0,), (self._config.model.lm.remat,)), key=distance, default=None)
+        for accumulate in ACCUMULATE:
+            if accumulate >= self._config.accumulate:
+                near = min(self._fitting((1.0,), (self._config.model.lm.remat,), (accumulate,)), key=distance,
+                           default=None)
+                if near is not None:
+                    return near
+        return None
 
     def best(self, count: int) -> list[Candidate]:
         """The variants that would fit with the least time a row, at most one of each mesh."""
         found, meshes = [], set()
-        for candidate in sorted(self._fitting(ROWS, REMAT), key=lambda c: c.seconds / c.rows):
+        for candidate in sorted(self._fitting(ROWS, REMAT, ACCUMULATE), key=lambda c: c.seconds / c.rows):
             key = tuple(candidate.mesh.items())
             if key not in meshes:
                 meshes.add(key)
                 found.append(candidate)
         return found[:count]
 
-    def _fitting(self, rows: tuple[float, ...], remats: tuple[str, ...]) -> Iterator[Candidate]:
-        for factor, remat in itertools.product(rows, remats):
+    def _fitting(self, rows: tuple[float, ...], remats: tuple[str, ...], accumulates: tuple[int, ...]
+                 ) -> Iterator[Candidate]:
+        for factor, remat, accumulate in itertools.product(rows, remats, accumulates):
             config = with_rows(with_remat(self._config, remat), factor)
             if config is None:
                 continue
+            config = dataclasses.replace(config, accumulate=accumulate)
             for sizes in meshes(len(self._machine.devices)):
                 if self._divides(config, sizes):
                     candidate = self._estimate(config, sizes, factor)
@@ -93,7 +106,7 @@ class Search:
                         yield candidate
 
     def _divides(self, config: StageConfig, sizes: Mapping[str, int]) -> bool:
-        row_parts = math.prod(sizes[axis] for axis in RULES["batch"])
+        row_parts = config.accumulate * math.prod(sizes[axis] for axis in RULES["batch"])
         if any(data.batch_size % row_parts or data.seq_len % sizes["seq"] for data in config.data.sets.values()):
             return False
         leaves = jax.tree.leaves((self._plan.template.trainable, self._plan.template.frozen))
@@ -117,13 +130,14 @@ class Search:
         params = memory.of_arrays(self._plan.template.trainable, sizes | {"fsdp": 1}) / 2      # gathered in bfloat16
         grads = 2 * params
         params += memory.of_arrays(self._plan.template.frozen, sizes | {"fsdp": 1})
-        passes = (2 + (config.model.lm.remat == "full")) * len(config.data.sets)
+        batches = config.accumulate * len(config.data.sets)
+        passes = (2 + (config.model.lm.remat == "full")) * batches
         lm = config.model.lm
         tokens = sum(data.batch_size * data.seq_len for data in config.data.sets.values())
         tokens /= math.prod(sizes[axis] for axis in (*RULES["batch"], "seq"))
         activations = 2 * tokens * lm.block.embed_dim * lm.num_layers
         sent = {
-            "fsdp": passes * params + grads * len(config.data.sets),
+            "fsdp": passes * params + grads * batches,
             "data": 2 * grads / sizes["fsdp"],
             "model": 12 * activations,          # two sums of the residual stream in each of three passes
             "seq": 6 * activations,             # keys and values once round in each of three passes

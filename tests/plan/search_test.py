@@ -1,0 +1,99 @@
+"""Variants of a stage by estimate: legal, small enough, and the state's bytes exact."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from mmjax.data.config import DataSetConfig, LoaderConfig, Source
+from mmjax.models import build
+from mmjax.models.language import LanguageConfig
+from mmjax.parallel import AXES, make_mesh
+from mmjax.parallel.chips import CHIPS
+from mmjax.parts.flops import Cost
+from mmjax.plan import memory, search
+from mmjax.plan.machine import Machine
+from mmjax.training.config import StageConfig
+from mmjax.training.step import make_plan
+from tests import tiny_systems
+
+COSTS = {"lm": Cost(1e9, 2e9, 1e8, 2e8)}
+
+
+def stage(**fields) -> StageConfig:
+    sets = {"text": DataSetConfig((Source("data/text"),), batch_size=8, seq_len=64)}
+    return StageConfig("language", LanguageConfig(tiny_systems.LLAMA), LoaderConfig(sets), total_steps=2, **fields)
+
+
+def machine(memory_bytes: float) -> Machine:
+    devices = jax.devices()
+    return Machine("cpu:8", CHIPS["v5e"]._replace(memory=memory_bytes), devices, (8,))
+
+
+@pytest.mark.parametrize("sizes", [dict(fsdp=8), dict(data=2, fsdp=2, model=2), dict(data=8)])
+def test_bytes_of_the_state_are_those_that_the_devices_hold(sizes):
+    config = stage(rules=((".*/token_embed/.*", "frozen"), (".*", "main")))
+    mesh = make_mesh(sizes)
+    template = make_plan(build("language", config.model), config, mesh).template
+    groups = memory.of_state(template, {}, dict(mesh.shape))
+
+    def held(tree):
+        return sum(np.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+    assert (groups["trainable"], groups["frozen"]) == (held(template.trainable), held(template.frozen))
+    assert groups["optimizer"] == held(template.opt_state) and groups["gradients"] == groups["trainable"]
+
+
+def test_every_mesh_has_all_the_devices_once():
+    found = [tuple(m[axis] for axis in search.SEARCHED) for m in search.meshes(8)]
+    assert len(set(found)) == len(found) == 20 and all(np.prod(sizes) == 8 for sizes in found)
+    assert all(set(m) == set(AXES) for m in search.meshes(8))
+
+
+def test_variants_are_legal_and_fit():
+    config = stage()
+    finder = search.Search(config, machine(64 * 2**20), COSTS)
+    best = finder.best(100)
+    assert best and best == sorted(best, key=lambda c: c.seconds / c.rows)
+    for candidate in best:
+        mesh = make_mesh(candidate.mesh)
+        make_plan(build("language", candidate.config.model), candidate.config, mesh)        # raises if it divides not
+        rows = candidate.config.data.sets["text"].batch_size
+        assert rows % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 and candidate.needed <= 0.9 * 64 * 2**20
+
+
+def test_the_nearest_mesh_is_the_one_with_the_fewest_doublings():
+    roomy = search.Search(stage(), machine(2**40), COSTS)
+    assert {a: n for a, n in roomy.nearest({"data": 8}).mesh.items() if n > 1} == {"data": 8}
+    needs = {f: memory.of_state(roomy._plan.template, {}, dict.fromkeys(AXES, 1) | {"data": 8 // f, "fsdp": f})
+             for f in (1, 2, 4)}
+    work = memory.of_activations(stage(), dict.fromkeys(AXES, 1) | {"data": 8})
+    limit = (sum(needs[2].values()) + work) / search.FILL + 1
+    tight = search.Search(stage(), machine(limit), COSTS)
+    near = tight.nearest({"data": 8}).mesh
+    assert sum(abs(np.log2(near[a] / {"data": 8}.get(a, 1))) for a in search.SEARCHED) == 2 and near["data"] == 4
+    assert search.Search(stage(), machine(1000), COSTS).nearest({"data": 8}) is None
+
+
+def test_rows_in_parts_save_what_no_mesh_does():
+    config, sizes = stage(), dict.fromkeys(AXES, 1) | {"data": 8}
+    one = [m for m in search.meshes(8) if m == sizes]
+    config = dataclasses.replace(config, data=search.with_rows(config, 64).data)
+    state = sum(memory.of_state(search.Search(config, machine(1), COSTS)._plan.template, {}, one[0]).values())
+    limit = (state + memory.of_activations(config, sizes) / 3) / search.FILL
+    near = search.Search(config, machine(limit), COSTS).nearest(sizes)
+    assert near.config.accumulate in (2, 4) and near.needed <= search.FILL * limit
+
+
+def test_less_is_kept_under_more_recomputation():
+    sizes = dict.fromkeys(AXES, 1)
+    full, dots, none = (memory.of_activations(search.with_remat(stage(), r), sizes) for r in search.REMAT)
+    assert full < dots < none
+    assert memory.of_activations(stage(), sizes | {"data": 8}) == full / 8
+
+
+def test_rows_are_whole():
+    assert search.with_rows(stage(), 0.25).data.sets["text"].batch_size == 2
+    config = dataclasses.replace(stage(), data=search.with_rows(stage(), 0.125).data)
+    assert search.with_rows(config, 0.5) is None
