@@ -17,7 +17,7 @@ CONFIG = """
         c.system = "language"
         c.model = dict(lm=dict(vocab_size=64, num_layers=int(layers), max_positions=128, block=dict(
             embed_dim=128, num_heads=2, mlp_dim=256, activation="relu", norm="rms", use_bias=False, dtype="bfloat16")))
-        c.data = dict(sets=dict(text=dict(sources=(dict(path="data/none"),), batch_size=8, seq_len=128)))
+        c.data = dict(sets=dict(text=dict(sources=(dict(path="data/none"),), batch_size=16, seq_len=128)))
         c.total_steps = 10
         c.mesh = dict(data=2, fsdp=-1)
         return c
@@ -45,8 +45,8 @@ def test_a_plan_is_printed_and_saved(config, tmp_path, capsys):
     norms = 128 * (2 * 2 + 1)                                           # scales lie whole on every device
     assert memory["trainable"] == 4 * (weights / 4 + norms) and memory["optimizer"] == pytest.approx(
         2 * memory["trainable"], abs=100)
-    pairs = 8 * 128 * 129 / 2
-    assert plan["model_flops"]["lm"] == 6 * 8 * 128 * weights + 12 * pairs * 128 * 2
+    pairs = 16 * 128 * 129 / 2
+    assert plan["model_flops"]["lm"] == 6 * 16 * 128 * weights + 12 * pairs * 128 * 2
     assert plan["executed_flops"] > plan["model_flops"]["lm"]
     assert {"fsdp"} in [set(c["axes"]) for c in plan["collectives"]] and plan["assumptions"]
 
