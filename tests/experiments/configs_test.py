@@ -12,7 +12,8 @@ from mmjax.training.step import make_plan
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ("benchmarks", "plans")        # folders of programs; the others hold one system's configs each
-FILES = sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("experiments/*/*.py") if file.parent.name not in SCRIPTS)
+FILES = sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("experiments/*/*.py")
+               if file.parent.name not in SCRIPTS)
 
 
 @pytest.mark.parametrize("file", FILES)
