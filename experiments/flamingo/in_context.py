@@ -2,8 +2,8 @@
 
 Run:     mmjax train --config=experiments/flamingo/in_context.py --workdir=runs/in_context
 Expect:  37 processor-minutes, about 20 minutes on two cores. Named right at 0 / 1 / 2 / 4 shots per class, of classes
-         never seen: pairs of shape and colour 28 / 88 / 89 / 94 %, invented characters 22 / 78 / 78 / 78 % (chance 25 %;
-         when the query's picture is swapped for one of another class, 1 to 12 %).
+         never seen: pairs of shape and colour 28 / 88 / 89 / 94 %, invented characters 22 / 78 / 78 / 78 % (chance
+         25 %; when the query's picture is swapped for one of another class, 1 to 12 %).
 
 Every page shows a few classes several times, each with a made-up word that stands for it on this page only, and ends in
 one more picture to name. The classes of the evaluation pages appear in no training page, so nothing but the page itself
