@@ -37,14 +37,18 @@ def get_config():
     c.total_steps, c.log_every, c.checkpoint_every, c.mesh = {steps}, 1, {saved}, dict(fsdp=-1)
     return c
 """
-# Process 3 dies by SIGKILL when it has read six batches; the others are then in a collective, or soon will be.
+# Process 3 dies by SIGKILL when it has read six batches and the checkpoint, which is written meanwhile, is whole; the
+# others are then in a collective, or soon will be.
 KILLED = """
-import os, signal
+import os, signal, time
+from mmjax.checkpoint import manager
 from mmjax.data.loader import Loader
 
 def next_batches(self, given=Loader.__next__, count=[0]):
     count[0] += 1
     if count[0] > 6 and os.environ.get("PROCESS_ID") == "3":
+        while not manager.steps("{folder}/four"):
+            time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGKILL)
     return given(self)
 
@@ -59,7 +63,7 @@ def folder(tmp_path_factory):
     write_documents(folder / "text.array_record", [Document((Text(f"text {i} " * (1 + i % 4)),)) for i in range(40)])
     config = CONFIG.format(folder=folder, steps=STEPS, saved=SAVED)
     (folder / "config.py").write_text(config)
-    (folder / "killed.py").write_text(KILLED + config)
+    (folder / "killed.py").write_text(KILLED.format(folder=folder) + config)
     settings = {"jax_compilation_cache_dir": str(folder / "compiled"), "jax_persistent_cache_min_compile_time_secs": 0}
     before = {name: getattr(jax.config, name) for name in settings}     # the runs in this process share their programs
     jax.tree.map(jax.config.update, list(settings), list(settings.values()))
