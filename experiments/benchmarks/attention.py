@@ -9,6 +9,8 @@ products forward, five more backward); the peak is that of a matrix product meas
 without rotary of their own get queries and keys turned outside, inside the timed region. On a CPU, JAX's contestants
 run with one device and XLA's threads, and with one device per core and the heads split; on the others on one device.
 Block masks of FlexAttention are made before the clock starts. Memory is that of temporaries, where it is known.
+
+The JSON is written after every row. Where time is limited: --rows for a part, then --add for the next.
 """
 
 import argparse
@@ -42,7 +44,7 @@ def parse() -> argparse.Namespace:
                         help="factor of batch and heads; lengths and masks stay. Default 1, on a CPU 1/16")
     parser.add_argument("--dtype", choices=sorted(TOLERANCES), help="default bfloat16, on a CPU float32")
     parser.add_argument("--seconds", type=float, default=4.0,
-                        help="of timing per row and pass, all contestants together; at least 3 repeats")
+                        help="of timing per row and pass, all contestants together; at least 3 repeats, 2 of long ones")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)),
                         help="cores on a CPU: PyTorch's threads and JAX's devices")
     parser.add_argument("--realtime", action="store_true",
@@ -82,8 +84,8 @@ def main() -> None:
     priority = realtime if args.realtime else contextlib.nullcontext
     with priority():
         peak = max(_rate(make, 2048 if on_cpu else 8192, dtype) for make in matmuls)
-    result = dict(report.machine(platform, args.threads), **extra_versions, command=command, dtype=dtype,
-                  scale=scale, peak_flops=peak, rows=report.load(out)["rows"] if args.add and out.exists() else [])
+    result = dict(report.machine(platform, args.threads), **extra_versions, dtype=dtype, scale=scale,
+                  peak_flops=peak, rows=report.load(out)["rows"] if args.add and out.exists() else [])
     print(f"{result['machine']}, {dtype}, scale {scale:g}; matrix product: {peak / 1e12:.2f} TFLOP/s\n")
     for row in rows:
         arrays = row.inputs()
@@ -93,6 +95,7 @@ def main() -> None:
                 if "seconds" in entry:
                     entry["flops"] = record["flops"] / entry["seconds"]
                     entry["share_of_peak"] = entry["flops"] / peak
+            record["command"] = command
             result["rows"] = [r for r in result["rows"] if (r["name"], r["pass"]) != (record["name"], record["pass"])]
             result["rows"].append(record)
             report.show(record)
@@ -138,7 +141,8 @@ def interleave(ready: dict, seconds: float) -> dict[str, list[float]]:
     runs = {name: 1 if jax.default_backend() == "cpu" else max(int(0.02 / t), 1) for name, t in first.items()}
     repeats = int(seconds / max(sum(first[name] * runs[name] for name in ready), 1e-9))
     times = {name: [t] if runs[name] == 1 else [] for name, t in first.items()}
-    for _ in range(min(max(repeats, 3), 25) - 1):
+    least = 3 if sum(first.values()) < 20 else 2
+    for _ in range(min(max(repeats, least), 25) - 1):
         for name, one in ready.items():
             times[name].append(_seconds(one, runs[name]))
     return times

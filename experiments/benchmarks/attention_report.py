@@ -106,7 +106,7 @@ def plot(result: dict, path: pathlib.Path) -> None:
         axis.set(yscale="log", ylabel="TFLOP/s of visible pairs",
                  title="forward" if name == "forward" else "forward and backward")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     figure.suptitle(f"{result['machine']}, {result['dtype']}, {result['date']}\n{versions}", fontsize=8)
     figure.tight_layout()

@@ -25,8 +25,8 @@ class Peer(NamedTuple):
     make: Callable[..., Callable]
     heads_first: bool = True
 
-    def prepare(self, row, arrays, dtype, backward: bool, limit: int) -> Ready:
-        dtype = getattr(torch, np.dtype(dtype).name)
+    def prepare(self, row, arrays, dtype: str, backward: bool, limit: int) -> Ready:
+        dtype = getattr(torch, dtype)
         turn_q, turn_k = (_turner(row, side) for side in (1, -1))
         start, stop = (torch.tensor(np.asarray(bound), device=DEVICE) for bound in row.mask())
         tensors = [torch.tensor(x, device=DEVICE).to(dtype) for x in arrays]
@@ -81,9 +81,9 @@ def versions() -> dict[str, str]:
     return dict(torch=torch.__version__, cuda=str(torch.version.cuda))
 
 
-def matmul(size: int, dtype) -> Callable[[], object]:
+def matmul(size: int, dtype: str) -> Callable[[], object]:
     """A product of two square matrices, for the measured peak."""
-    a, b = (torch.randn(size, size, device=DEVICE).to(getattr(torch, np.dtype(dtype).name)) for _ in range(2))
+    a, b = (torch.randn(size, size, device=DEVICE).to(getattr(torch, dtype)) for _ in range(2))
     return lambda: _wait(a @ b)
 
 
