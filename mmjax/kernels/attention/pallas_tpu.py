@@ -19,7 +19,7 @@ from mmjax.kernels.attention import tiles as tiling
 from mmjax.kernels.attention import tpu_kernels, turning
 from mmjax.kernels.attention.mask import IntervalMask
 from mmjax.kernels.attention.rotary import Rotary
-from mmjax.kernels.attention.tpu_kernels import LOG2_E, LOWEST, Form
+from mmjax.kernels.attention.tpu_kernels import LOWEST, Form
 from mmjax.kernels.target import platform
 
 MAX_HEAD_DIM = 256
@@ -136,7 +136,7 @@ def _forward(q, k, v, mask, rotary, bias, options: _Options) -> tuple[jax.Array,
     tiles = tiling.tiles(mask, k.shape[1], form.block_queries, form.block_keys)
     out, lse = _call(tpu_kernels.forward, form, tiling.walk(tiles), "ij", tables, inputs, outputs, scratch)
     sees = _sees(mask, k)  # what no step has written is made zero here
-    lse = jnp.where(sees[:, None], lse.reshape(b, n, -1)[..., :t] / LOG2_E, LOWEST)
+    lse = jnp.where(sees[:, None], lse.reshape(b, n, -1)[..., :t] * form.unit, LOWEST)
     return jnp.where(sees[..., None, None], _from_tokens_last(out, t)[..., :h], 0), lse
 
 
@@ -145,7 +145,7 @@ def _backward(q, k, v, mask, rotary, bias, out, lse, d_out, options: _Options):
     form = _form(q, k, rotary, bias, options, is_backward=True)
     d_out = d_out.astype(v.dtype)
     delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
-    stats = jnp.stack([lse.swapaxes(1, 2) * LOG2_E, delta], -1)
+    stats = jnp.stack([lse.swapaxes(1, 2) / form.unit, delta], -1)
     args = IntervalMask(*tiling.clip(mask, k.shape[1])), rotary and rotary.q_positions, bias, stats, d_out
     part = max(ROW_BYTES // (4 * form.heads * _ceil(q.shape[3], 16) * form.block_queries), 1) * form.block_queries
     if part >= q.shape[1]:

@@ -65,13 +65,18 @@ class Form(NamedTuple):
         """Whether logits are products times a positive factor; then the factor waits until the exponential."""
         return not self.has_bias and self.soft_cap is None and self.scale > 0
 
-    def kv_head(self, head: int) -> int:
-        """Which of a step's key heads one of its query heads reads."""
-        return head // self.group if self.kv_heads > 1 else 0
+    @property
+    def unit(self) -> float:
+        """Of the logits inside the kernels."""
+        return self.scale if self.plain else 1.0
 
     @property
     def to_log2(self) -> float:
-        return self.scale * LOG2_E if self.plain else LOG2_E
+        return self.unit * LOG2_E
+
+    def kv_head(self, head: int) -> int:
+        """Which of a step's key heads one of its query heads reads."""
+        return head // self.group if self.kv_heads > 1 else 0
 
 
 def forward(form: Form, row: jax.Array, code: jax.Array, refs) -> None:
@@ -116,7 +121,7 @@ def forward(form: Form, row: jax.Array, code: jax.Array, refs) -> None:
             logits = _logits(form, refs, products[head], head, visible)
             old_top = refs.top[head]
             top = jnp.maximum(old_top, logits.max(0, keepdims=True))
-            weights = jnp.exp2(logits * form.to_log2 - top * form.to_log2)
+            weights = jnp.exp2((logits - top) * form.to_log2)
             decay = jnp.exp2((old_top - top) * form.to_log2)
             refs.top[head] = top
             refs.total[head] = refs.total[head] * decay + weights.sum(0, keepdims=True)
@@ -130,7 +135,7 @@ def forward(form: Form, row: jax.Array, code: jax.Array, refs) -> None:
         total = refs.total[...]
         total = jnp.where(total == 0, 1, total)
         refs.out[...] = (refs.sum[...] / total).astype(refs.out.dtype)
-        refs.lse[...] = refs.top[...] * form.to_log2 + jnp.log2(total)
+        refs.lse[...] = refs.top[...] + jnp.log2(total) / form.to_log2
 
 
 def backward(form: Form, row: jax.Array, code: jax.Array, refs) -> None:
@@ -171,7 +176,7 @@ def backward(form: Form, row: jax.Array, code: jax.Array, refs) -> None:
             q = _queries(refs.q_turned[head, i], factor, k.dtype) if form.turns else refs.q[head]
             logits = _logits(form, refs, _dot(k, q), head, visible)
             lse, delta = refs.stats[head, :1], refs.stats[head, 1:]
-            weights = jnp.exp2(logits * form.to_log2 - lse)
+            weights = jnp.exp2((logits - lse) * form.to_log2)
             refs.d_v[kv_head] += _dot(weights.astype(v.dtype), d_out, (1, 1))
             d_logits = weights * (_dot(v, d_out) - delta)
             if form.soft_cap is not None:  # tanh' is 1 - tanh^2; a hidden logit is far below -soft_cap

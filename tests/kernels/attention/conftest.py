@@ -76,14 +76,14 @@ def draw(seed: int) -> Drawn:
     """Case number `seed`. Forms and shapes repeat after 24, so that a long sweep compiles little; the rest does not."""
     form, rng = np.random.default_rng(seed % 24), np.random.default_rng(seed)
     k, group, h = form.integers(1, 3), form.integers(1, 4), form.choice([8, 20, 32, 64, 72, 88, 96])
-    b, t, s = form.integers(1, 3), form.choice([1, 7, 64, 129, 200]), form.choice([1, 5, 48, 64, 100, 150])
+    b, t, s = form.integers(1, 3), form.choice([1, 64, 129, 200, 300]), form.choice([5, 48, 64, 100, 150, 200])
     dtype, soft_cap = form.choice(["float32", "bfloat16"]), form.choice([None, None, 2.0])
     bias_rows = form.choice([0, 0, 1, b])
     turns = form.choice(["none", "split", "interleaved", "partial", "grid", "xpos"])
     case = random_case((b, t, s, k * group, k, h), bias_rows, seed)
     kind = ["random", "causal", "full", "prefix", "window", "images", "left"][rng.integers(7)]
     if kind != "random":
-        segments = np.sort(rng.integers(0, 4, (b, max(t, s))), 1)[:, :t]
+        segments = np.sort(rng.integers(0, 4, (b, max(t, s))), 1)[:, -t:]
         mask = {
             "causal": lambda: masks.causal(segments),
             "full": lambda: masks.full(segments),
@@ -105,7 +105,7 @@ def _draw_rotary(kind: str, rng, b: int, t: int, s: int, h: int) -> Rotary | Non
     q, k = (np.cumsum(rng.integers(0, 3, (b, n, *axes)), 1) + first for n in (t, s))
     return Rotary(
         q.astype(np.int32), k.astype(np.int32), layout="split" if kind in ("split", "partial") else "interleaved",
-        rotary_dim=h // 4 * 2 if kind == "partial" else None, xpos_scale_base=64.0 if kind == "xpos" else None)
+        rotary_dim=h // 4 * 2 if kind == "partial" else None, xpos_scale_base=256.0 if kind == "xpos" else None)
 
 
 def attention_64(drawn: Drawn):

@@ -196,14 +196,17 @@ def test_lowers_for_a_tpu(random_case, head_dim, dtype, bias_rows):
 
 
 def relative_errors(drawn, want):
-    """Largest error of the output and of each gradient, over the largest number of it (or 1)."""
+    """Largest error of the output over its largest number, then of each gradient over that of all gradients (or 1).
+
+    Where one key is visible, gradients of q and k are 0, the difference of numbers as large as those of v.
+    """
     case = cast(drawn.case, drawn.dtype)
-    mask = IntervalMask(case.start, case.stop)
-    args = *case[:4], mask, drawn.rotary, case.d_out
-    out, grads = value_and_grads(small, drawn.soft_cap, *args)
-    for got, true in zip((out, *grads), (want[0], *want[1]), strict=True):
-        if got is not None:
-            yield np.abs(np.asarray(got, np.float64) - true).max() / max(np.abs(true).max(), 1)
+    args = *case[:4], IntervalMask(case.start, case.stop), drawn.rotary, case.d_out
+    got = value_and_grads(small, drawn.soft_cap, *args)
+    for arrays, truths in zip(((got[0],), got[1]), ((want[0],), want[1]), strict=True):
+        pairs = [(np.asarray(a, np.float64), true) for a, true in zip(arrays, truths, strict=True) if a is not None]
+        size = max(1, *(np.abs(true).max() for _, true in pairs))
+        yield from (np.abs(a - true).max() / size for a, true in pairs)
 
 
 @pytest.mark.parametrize("seed", range(int(os.environ.get("ATTENTION_CASES", "3"))))
@@ -212,4 +215,4 @@ def test_drawn_cases_match_numpy_in_float64(draw, attention_64, seed):
     drawn = draw(seed)
     errors = list(relative_errors(drawn, attention_64(drawn)))
     print("case", seed, drawn.dtype, *(f"{e:.1e}" for e in errors))
-    assert max(errors) < (2e-5 if drawn.dtype == "float32" else 2e-2)
+    assert max(errors) < (5e-6 if drawn.dtype == "float32" else 2e-2)
