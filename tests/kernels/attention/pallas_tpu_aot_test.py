@@ -15,7 +15,7 @@ SPILLS = {
     "v4": dict(attention_forward=[190, 226], attention_backward=[913, 1190]),
     "v5e": dict(attention_forward=[129, 164], attention_backward=[532, 681]),
     "v5p": dict(attention_forward=[130, 166], attention_backward=[531, 680]),
-    "v6e": dict(attention_forward=[99, 133], attention_backward=[373, 576]),
+    "v6e": dict(attention_forward=[96, 148], attention_backward=[373, 584]),
     "tpu7x": dict(attention_forward=[113, 150], attention_backward=[262, 486]),
 }
 
