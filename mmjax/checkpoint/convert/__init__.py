@@ -1,0 +1,1 @@
+"""Published weights: a table of names per format, read in both directions."""
