@@ -12,9 +12,9 @@ from mmjax.checkpoint import manager
 from mmjax.cli import agreement, arguments, report, stages
 from mmjax.cli.fit import check_fit, check_rows
 from mmjax.cli.trained import make_writer
-from mmjax.data.documents import DocumentSource
 from mmjax.data.loader import Loader
 from mmjax.data.prepare import prepare
+from mmjax.data.sources import open_source
 from mmjax.evals import check_evals
 from mmjax.evals.prompts import Writer
 from mmjax.models.interface import Model, Params
@@ -65,7 +65,7 @@ def make_job(name: str, config: StageConfig, workdir: Path) -> Job:
         ValueError: if its data, model, rules and mesh do not fit each other or this machine.
     """
     check_fit(name, config)
-    job = Job(config, workdir / name, models.build(config.system, config.model),
+    job = Job(config, workdir / name, models.build(config.system, config.model, config.low_rank),
               make_mesh(config.mesh, dcn=config.dcn), make_writer(config))
     check_rows(name, config, job.mesh)
     make_plan(job.model, config, job.mesh)
@@ -84,7 +84,7 @@ def check_data(job: Job) -> None:
     """
     for data_set in job.config.data.sets.values():
         for source in data_set.sources:
-            DocumentSource(source.path)
+            open_source("array_record", source.path)
     check_evals(job.config.evals, job.model, job.writer)
 
 

@@ -1,17 +1,15 @@
-"""Documents: the one shape all data has, and the ArrayRecord files that hold them.
+"""Documents: the one shape all data has, and the writing of the ArrayRecord files that hold them.
 
 A caption pair, a web page, a chat and a few-shot prompt are all a list of segments, each a text, an image or
 a video. Images stay encoded (JPEG, PNG, ...) until the loader needs their pixels.
 """
 
-import bisect
 import dataclasses
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
-import grain
 import msgpack
 from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -21,6 +19,7 @@ MAX_FRAMES = 10_000
 SUFFIX = ".array_record"
 _VERSION = 1
 _TEXT, _IMAGE, _VIDEO = 0, 1, 2
+ROLES = ("", "system", "user", "assistant")
 
 
 class DocumentError(ValueError):
@@ -29,10 +28,18 @@ class DocumentError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A piece of text; `weight` multiplies the loss of each of its tokens (0 for a prompt)."""
+    """A piece of text.
+
+    Attributes:
+        text: any string that UTF-8 can hold.
+        weight: factor of the loss of each of its tokens; 0 for a prompt.
+        role: who says it in a conversation, one of ROLES; "" outside of one. Neighbouring segments of one role, images
+            among them, are one turn.
+    """
 
     text: str
     weight: float = 1.0
+    role: str = ""
 
     def __post_init__(self):
         if not isinstance(self.text, str):
@@ -43,24 +50,28 @@ class Text:
             raise DocumentError(f"text holds a lone surrogate {self.text[e.start]!r} at character {e.start}") from e
         if not isinstance(self.weight, (int, float)) or not math.isfinite(self.weight) or self.weight < 0:
             raise DocumentError(f"Text.weight={self.weight!r} must be a finite number of at least 0")
+        _check_role(self)
 
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """An encoded image file."""
+    """An encoded image file, and the role of the turn it belongs to (see Text)."""
 
     data: bytes
+    role: str = ""
 
     def __post_init__(self):
         if not isinstance(self.data, bytes):
             raise DocumentError(f"Image.data is a {type(self.data).__name__}; it must be bytes (an encoded image)")
+        _check_role(self)
 
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """Encoded frames in order of time."""
+    """Encoded frames in order of time, and the role of the turn they belong to (see Text)."""
 
     frames: tuple[bytes, ...]
+    role: str = ""
 
     def __post_init__(self):
         object.__setattr__(self, "frames", tuple(self.frames))
@@ -68,9 +79,16 @@ class Video:
             raise DocumentError(f"a Video has {len(self.frames)} frames; it needs 1 to {MAX_FRAMES}")
         if not all(isinstance(f, bytes) for f in self.frames):
             raise DocumentError("Video.frames must all be bytes (encoded images)")
+        _check_role(self)
 
 
 Segment = Text | Image | Video
+
+
+def _check_role(segment: Segment):
+    if segment.role not in ROLES:
+        raise DocumentError(f"{type(segment).__name__}.role={segment.role!r} must be one of {', '.join(ROLES[1:])}, or "
+                            "empty outside of a conversation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +110,7 @@ class Document:
 
 
 def to_bytes(document: Document) -> bytes:
-    """Serialises a document by msgpack.
+    """Serialises a document by msgpack. A segment without a role is written as it was before there were roles.
 
     Raises:
         DocumentError: if the result is larger than MAX_DOCUMENT_BYTES.
@@ -101,11 +119,12 @@ def to_bytes(document: Document) -> bytes:
     for s in document.segments:
         match s:
             case Text():
-                segments.append([_TEXT, s.text, float(s.weight)])
+                value = [_TEXT, s.text, float(s.weight)]
             case Image():
-                segments.append([_IMAGE, s.data])
+                value = [_IMAGE, s.data]
             case Video():
-                segments.append([_VIDEO, list(s.frames)])
+                value = [_VIDEO, list(s.frames)]
+        segments.append([*value, s.role] if s.role else value)
     data = msgpack.packb([_VERSION, document.key, segments])
     _check_size(data, repr(document.key))
     return data
@@ -132,13 +151,17 @@ def from_bytes(data: bytes) -> Document:
 
 def _segment(i: int, value) -> Segment:
     match value:
-        case [0, str(text), float(weight)]:
-            return Text(text, weight)
-        case [1, bytes(data)]:
-            return Image(data)
-        case [2, list(frames)]:
-            return Video(tuple(frames))
-    raise DocumentError(f"segment {i} is not [0, text, weight], [1, image] or [2, frames]")
+        case [0, str(text), float(weight), *role]:
+            kind, fields = Text, (text, weight)
+        case [1, bytes(data), *role]:
+            kind, fields = Image, (data,)
+        case [2, list(frames), *role]:
+            kind, fields = Video, (tuple(frames),)
+        case _:
+            role = None
+    if role is None or len(role) > 1:
+        raise DocumentError(f"segment {i} is not [0, text, weight], [1, image] or [2, frames], with or without a role")
+    return kind(*fields, *role)
 
 
 def _check_size(data: bytes, name: str):
@@ -158,7 +181,7 @@ def write_documents(path: str | os.PathLike, documents: Iterable[Document]) -> i
 
     Raises:
         DocumentError: if there are no documents or one is too large. Nothing is left behind then.
-        ValueError: if the name has another suffix, which `DocumentSource` would not find.
+        ValueError: if the name has another suffix, which `sources.array_record` would not find.
     """
     path = Path(path)
     if path.suffix != SUFFIX:
@@ -179,68 +202,4 @@ def write_documents(path: str | os.PathLike, documents: Iterable[Document]) -> i
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    return count
-
-
-def record_files(path: str | os.PathLike) -> list[str]:
-    """The ArrayRecord files at `path`: the file itself, or every `*.array_record` in that folder, sorted.
-
-    Raises:
-        FileNotFoundError: if there is no such file or folder, or the folder holds no ArrayRecord file.
-    """
-    path = Path(path)
-    if path.is_dir():
-        files = sorted(str(f) for f in path.glob(f"*{SUFFIX}"))
-        if not files:
-            raise FileNotFoundError(f"data folder {path} holds no *{SUFFIX} file; build the data set first")
-        return files
-    if not path.exists():
-        raise FileNotFoundError(f"data path {path} does not exist; give an {SUFFIX} file or a folder of them")
-    return [str(path)]
-
-
-class DocumentSource(Sequence[Document]):
-    """Random access to the documents of one ArrayRecord file or folder.
-
-    Raises:
-        FileNotFoundError: if nothing is there.
-        DocumentError: from the constructor if a file is truncated, unreadable or empty, and from
-            `source[i]` if that record is corrupt; both name the file.
-    """
-
-    def __init__(self, path: str | os.PathLike):
-        self.files = record_files(path)
-        self._ends, total = [], 0
-        for file in self.files:
-            total += _count(file)
-            self._ends.append(total)
-        self._records = grain.sources.ArrayRecordDataSource(self.files)
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def __getitem__(self, i: int) -> Document:
-        if not 0 <= i < len(self):
-            raise IndexError(f"document {i} of {len(self)}")
-        try:
-            return from_bytes(self._records[i])
-        except (DocumentError, RuntimeError) as e:
-            raise DocumentError(f"{self.name(i)}: {e or 'cannot be read'}") from e
-
-    def __iter__(self) -> Iterator[Document]:
-        return (self[i] for i in range(len(self)))
-
-    def name(self, i: int) -> str:
-        """The file and the record number inside it, for messages."""
-        k = bisect.bisect_right(self._ends, i)
-        return f"{self.files[k]} record {i - (self._ends[k - 1] if k else 0)}"
-
-
-def _count(file: str) -> int:
-    try:
-        count = len(grain.sources.ArrayRecordDataSource([file]))
-    except (RuntimeError, OSError) as e:
-        raise DocumentError(f"{file} is not a complete ArrayRecord file (truncated or unreadable): {e}") from e
-    if not count:
-        raise DocumentError(f"{file} holds no documents")
     return count

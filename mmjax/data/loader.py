@@ -18,7 +18,7 @@ from absl import flags, logging
 from mmjax.batch import Batch
 from mmjax.data import mixture, packing
 from mmjax.data.config import DataSetConfig, LoaderConfig
-from mmjax.data.documents import DocumentSource, record_files
+from mmjax.data.sources import open_source
 from mmjax.data.tokenizer import Tokenizer
 
 _PREFETCH = 2                                   # batches ready, per worker
@@ -118,7 +118,7 @@ class _Stream(Iterator[dict[str, tuple[Batch, dict[str, int]]]]):
     def __init__(self, config: LoaderConfig, tokenizer: Tokenizer, index: int, count: int):
         self._names = tuple(config.sets)
         rows = [_rows(config, name, tokenizer, index, count) for name in self._names]
-        self._sources = {n: [DocumentSource(s.path) for s in config.sets[n].sources] for n in self._names}
+        self._sources = {n: [open_source("array_record", s.path) for s in config.sets[n].sources] for n in self._names}
         self._iterator = iter(_in_background(grain.experimental.ZipIterDataset(rows), config.workers))
         self.counters = {name: dict(documents=0, truncated=0, tokens=0, images=0, skipped={}) for name in self._names}
         self._named: set[tuple[str, int, int]] = set()
@@ -233,8 +233,7 @@ def fingerprint(config: LoaderConfig, tokenizer: str, streams: int) -> dict[str,
     for name, c in config.sets.items():
         values = dataclasses.asdict(c)
         del values["loss_weight"]
-        values["sources"] = [(s.weight, [(os.path.basename(f), os.path.getsize(f)) for f in record_files(s.path)])
-                             for s in c.sources]
+        values["sources"] = [(s.weight, open_source("array_record", s.path).fingerprint()) for s in c.sources]
         out |= _flatten(f"sets.{name}", values)
     return out
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from mmjax.data import images, packing, templates
 from mmjax.data.config import DataSetConfig
-from mmjax.data.documents import DocumentError, DocumentSource
+from mmjax.data.documents import DocumentError
+from mmjax.data.sources import DocumentSource, open_source
 from mmjax.data.tokenizer import Tokenizer
 
 KEPT, TRUNCATED, DAMAGED, TOO_LONG, LEFT_OUT = "kept", "truncated", "document damaged", "too long", "left out"
@@ -80,7 +81,7 @@ def document_stream(config: DataSetConfig, tokenizer: Tokenizer, seed: int, thre
     """
     streams = []
     for k, source in enumerate(config.sources):
-        documents = DocumentSource(source.path)
+        documents = open_source("array_record", source.path)
         stream = grain.MapDataset.range(len(documents)).seed(derive_seed(seed, f"source {k}")).shuffle().repeat()
         stream = stream.random_map(EncodeRecord(documents, k, config, tokenizer))[process_index::process_count]
         streams.append(stream.to_iter_dataset(

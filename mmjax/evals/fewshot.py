@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmjax.data.documents import SUFFIX, Document, DocumentSource, Image, Text, Video
+from mmjax.data.documents import SUFFIX, Document, Image, Text, Video
+from mmjax.data.sources import open_source
 from mmjax.evals.config import EvalConfig
 
 ZERO_SHOT_TEXTS = 2
@@ -83,7 +84,7 @@ def read_task(config: EvalConfig) -> Task:
         ValueError: if the documents have another form, or are too few for the shots.
     """
     rng, path = np.random.default_rng([config.seed, 0]), Path(config.data)
-    source = DocumentSource(path if config.selection == "page" else path / f"query{SUFFIX}")
+    source = open_source("array_record", path if config.selection == "page" else path / f"query{SUFFIX}")
     count = min(config.num_queries or len(source), len(source))
     drawn = [read_examples(source[i], config.prompt) for i in np.sort(rng.choice(len(source), count, replace=False))]
     if config.selection == "page":
@@ -91,7 +92,8 @@ def read_task(config: EvalConfig) -> Task:
         available = min(map(len, own))
     else:
         queries, own = [e for examples in drawn for e in examples], []
-        support = [e for d in DocumentSource(path / f"support{SUFFIX}") for e in read_examples(d, config.prompt)]
+        documents = open_source("array_record", path / f"support{SUFFIX}")
+        support = [e for d in documents for e in read_examples(d, config.prompt)]
         available = len(support)
     answers = [tuple(sorted({e.answer for e in pool})) for pool in own or [support]]
     labels = [config.labels] * len(queries) if config.labels else answers if own else answers * len(queries)

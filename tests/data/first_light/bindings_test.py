@@ -3,8 +3,8 @@ import dataclasses
 
 import pytest
 
-from mmjax.data.documents import DocumentSource
 from mmjax.data.first_light import bindings, glyphs, pages
+from mmjax.data.sources import open_source
 
 # Without jitter a class is one picture, so pictures tell classes.
 TINY = bindings.BindingsConfig(compositions=(48, 16), glyphs=(30, 10), ways=(2, 4), pages=60, held_out_pages=20,
@@ -19,7 +19,7 @@ def folder(tmp_path_factory):
 
 
 def read(folder, name):
-    return list(DocumentSource(folder / f"{name}.array_record"))
+    return list(open_source("array_record", folder / f"{name}.array_record"))
 
 
 def pictures(folder, name):

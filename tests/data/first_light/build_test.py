@@ -6,8 +6,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from mmjax.data.documents import DocumentSource, Image, Text
+from mmjax.data.documents import Image, Text
 from mmjax.data.first_light import build, manifest, pages
+from mmjax.data.sources import open_source
 
 TINY = build.FirstLightConfig(scenes=150, crops=40, pages=40, texts=50, queries=30)
 
@@ -20,7 +21,7 @@ def folder(tmp_path_factory):
 
 
 def read(folder, name):
-    return list(DocumentSource(folder / f"{name}.array_record"))
+    return list(open_source("array_record", folder / f"{name}.array_record"))
 
 
 def pixel_hashes(documents):
@@ -33,7 +34,7 @@ def test_no_held_out_picture_is_in_training(folder):
     train = set()
     for file in manifest.read_manifest(folder).records:
         if file.startswith("train/") or file.endswith("/support.array_record"):
-            train |= pixel_hashes(DocumentSource(folder / file))
+            train |= pixel_hashes(open_source("array_record", folder / file))
     assert len(train) > 1397
     for task in build.TASKS:
         query = pixel_hashes(read(folder, f"{task}/query"))
@@ -50,7 +51,7 @@ def test_manifest_counts_every_file(folder):
     made = manifest.read_manifest(folder)
     files = {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()}
     assert files == {*made.records, manifest.FILE}
-    assert all(len(DocumentSource(folder / file)) == count for file, count in made.records.items())
+    assert all(len(open_source("array_record", folder / file)) == count for file, count in made.records.items())
     assert made.config["seed"] == 0 and made.name == "first_light"
 
 

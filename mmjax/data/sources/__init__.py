@@ -1,0 +1,57 @@
+"""Sources: every format people keep documents in, as random access to `Document`s.
+
+`open_source(format, path, **options)` opens one; `FORMATS` has them all. A class says what its format looks like, what
+its documents become, and which options it has.
+"""
+
+import difflib
+import inspect
+import os
+from typing import Any
+
+from mmjax.data.sources.array_record import ArrayRecordSource
+from mmjax.data.sources.interface import DocumentSource, FileSource
+
+FORMATS: dict[str, type[FileSource]] = {
+    "array_record": ArrayRecordSource,
+}
+
+__all__ = ["FORMATS", "DocumentSource", "check_source", "open_source"]
+
+
+def open_source(format: str, path: str | os.PathLike, **options: Any) -> DocumentSource:
+    """Opens a source.
+
+    Args:
+        format: a key of FORMATS.
+        path: a file or a folder; the format says of what.
+        **options: of that format.
+
+    Raises:
+        ValueError: if the format is unknown, or has no such option, or an option no such value.
+        FileNotFoundError: if nothing is there.
+        DocumentError: if a file cannot be used; names it.
+        ImportError: if the format needs a package that is not installed; names the extra.
+    """
+    check_source(format, options)
+    return FORMATS[format](path, **options)
+
+
+def check_source(format: str, options: dict[str, Any]):
+    """Raises ValueError if a format is unknown or has no option of that name; opens nothing."""
+    if format not in FORMATS:
+        raise ValueError(f"source format {format!r} is unknown{_nearest(format, FORMATS)}; known: {', '.join(FORMATS)}")
+    parameters = inspect.signature(FORMATS[format].__init__).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"source format {format!r} has no option {option!r}{_nearest(option, known)}; "
+                             f"known: {', '.join(known)}")
+    required = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    if missing := [name for name in required if name not in options]:
+        raise ValueError(f"source format {format!r} needs the option {missing[0]!r}")
+
+
+def _nearest(name: str, known) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
