@@ -26,7 +26,8 @@ CORE = [
 EXTRAS = {
     "tpu": ["jax[tpu]>=0.10"],
     "cuda": ["jax[cuda13]>=0.10"],
-    "data": ["scikit-learn>=1.4"],
+    "data": ["importlib_resources>=6.0", "pyarrow>=18.0", "scikit-learn>=1.4", "scipy>=1.13",
+             "tensorflow-datasets>=4.9.7"],
     "hf": ["huggingface_hub>=0.30"],
     "video": ["av>=14.0"],
     "wandb": ["wandb>=0.19"],
