@@ -91,10 +91,19 @@ def attention(p, x, visible, rotate=None, source=None):
     return linear(p["out"], out, num_in=2)
 
 
-def block(p, x, visible, activation: str, kind: str = "layer", rotate=None):
-    """Pre-norm block, Sub-LN where the parameters have inner norms (systems: Magneto, arXiv:2210.06423)."""
-    x = x + attention(p["attention"], norm(p["attention_norm"], x, kind=kind), visible, rotate)
-    return x + mlp(p["mlp"], norm(p["mlp_norm"], x, kind=kind), activation)
+def block(p, x, visible, activation: str, kind: str = "layer", rotate=None, place: str = "pre"):
+    """Norms before the branches, after the sums ("post") or after the branches ("branch"); Sub-LN where the parameters
+    have inner norms (systems: Magneto, arXiv:2210.06423)."""
+    branches = (("attention_norm", lambda h: attention(p["attention"], h, visible, rotate)),
+                ("mlp_norm", lambda h: mlp(p["mlp"], h, activation)))
+    for name, branch in branches:
+        if place == "pre":
+            x = x + branch(norm(p[name], x, kind=kind))
+        elif place == "post":
+            x = norm(p[name], x + branch(x), kind=kind)
+        else:
+            x = x + norm(p[name], branch(x), kind=kind)
+    return x
 
 
 def causal(segments):

@@ -64,6 +64,7 @@ class Attention(nn.Module):
         kernel_init: see `Linear`.
         gain: factor on the initial W_v and W_o.
         dtype: compute dtype.
+        key_bias: whether the keys have a bias; as `use_bias` by default.
     """
 
     embed_dim: int
@@ -77,14 +78,16 @@ class Attention(nn.Module):
     kernel_init: Any = scaled
     gain: float = 1.0
     dtype: Any = jnp.float32
+    key_bias: bool | None = None
 
     def setup(self):
-        def linear(size_in, shape_out, names, gain):
-            return Linear(size_in, shape_out, names, self.use_bias, self.kernel_init, gain, self.dtype)
+        def linear(size_in, shape_out, names, gain, use_bias=self.use_bias):
+            return Linear(size_in, shape_out, names, use_bias, self.kernel_init, gain, self.dtype)
 
+        key_bias = self.use_bias if self.key_bias is None else self.key_bias
         heads, kv_heads = (self.num_heads, self.head_dim), (self.num_kv_heads, self.head_dim)
         self.q = linear((self.embed_dim,), heads, ("embed", "heads", "head_dim"), 1.0)
-        self.k = linear((self.kv_dim,), kv_heads, ("embed", "kv_heads", "head_dim"), 1.0)
+        self.k = linear((self.kv_dim,), kv_heads, ("embed", "kv_heads", "head_dim"), 1.0, key_bias)
         self.v = linear((self.kv_dim,), kv_heads, ("embed", "kv_heads", "head_dim"), self.gain)
         self.out = linear(heads, (self.embed_dim,), ("heads", "head_dim", "embed"), self.gain)
         if self.sub_norm:

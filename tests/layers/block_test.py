@@ -16,12 +16,17 @@ from mmjax.layers import Block, BlockConfig, init_params, unbox
 SUB_LN = BlockConfig(8, 2, 12, sub_norm=True, init_gain=1.5)
 LLAMA = BlockConfig(8, 4, 12, num_kv_heads=2, head_dim=4, activation="swiglu", norm="rms", use_bias=False)
 GPT = BlockConfig(8, 2, 12, activation="gelu_tanh")
+BERT = BlockConfig(8, 2, 12, norm_place="post")
+EVA_E = BlockConfig(8, 2, 12, norm_place="branch", key_bias=False)
+EVA02 = BlockConfig(8, 2, 12, activation="swiglu", mlp_sub_norm=True, key_bias=False)
+AIM = BlockConfig(8, 2, 12, use_bias=False, norm_bias=True)
 SEGMENTS = np.array([[1, 1, 1, 2, 2]], np.int32)
 POSITIONS = np.array([[0, 1, 2, 0, 1]], np.int32)
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("config", [SUB_LN, LLAMA, GPT], ids=["sub_ln", "llama", "gpt"])
+@pytest.mark.parametrize("config", [SUB_LN, LLAMA, GPT, BERT, EVA_E, EVA02, AIM],
+                         ids=["sub_ln", "llama", "gpt", "bert", "eva_e", "eva02", "aim"])
 def test_block_matches_numpy(config):
     x = np.random.default_rng(0).normal(size=(1, 5, 8)).astype(np.float32)
     block, mask = Block(config), masks.causal(SEGMENTS)
@@ -32,8 +37,19 @@ def test_block_matches_numpy(config):
     assert cache is None
     turn = lambda a: oracle.turn(a, POSITIONS[0], "split")  # noqa: E731
     want = oracle.block(oracle.float64(params), x[0].astype(np.float64), oracle.causal(SEGMENTS[0]), config.activation,
-                        config.norm, rotate=lambda q, k: (turn(q), turn(k)))
+                        config.norm, lambda q, k: (turn(q), turn(k)), config.norm_place)
     np.testing.assert_allclose(got[0], want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.quick
+def test_biases_and_inner_norms_stand_where_the_config_says():
+    x, mask = jnp.zeros((1, 5, 8)), masks.causal(SEGMENTS)
+    tree = {name: jax.eval_shape(lambda c=c: unbox(init_params(Block(c), jax.random.key(0), x, mask)))
+            for name, c in (("eva02", EVA02), ("aim", AIM))}
+    attention, mlp = tree["eva02"]["attention"], tree["eva02"]["mlp"]
+    assert "bias" not in attention["k"] and "bias" in attention["q"] and "bias" in attention["v"]
+    assert "inner_norm" in mlp and "inner_norm" not in attention
+    assert "bias" in tree["aim"]["mlp_norm"] and "bias" not in tree["aim"]["mlp"]["up"]
 
 
 @pytest.mark.quick
@@ -74,6 +90,7 @@ def test_dropout_acts_on_both_branches_and_only_with_a_key():
     (dict(embed_dim=10, num_heads=4), r"embed_dim=10 must be a multiple of num_heads=4, or give head_dim"),
     (dict(num_heads=4, num_kv_heads=3), r"num_heads=4 must be a multiple of num_kv_heads=3"),
     (dict(activation="glu"), r"unknown activation 'glu'; choose from gelu, .*swiglu"),
+    (dict(norm_place="end"), r"unknown norm_place 'end'; choose from pre, post, branch"),
     (dict(norm="batch"), r"unknown norm 'batch'; choose 'layer' or 'rms'"),
 ])
 def test_config_mistakes_are_named(fields, message):

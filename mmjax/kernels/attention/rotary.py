@@ -19,7 +19,7 @@ Layout = Literal["split", "interleaved"]
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("q_positions", "k_positions"),
-    meta_fields=("base", "layout", "rotary_dim", "xpos_scale_base", "xpos_center"),
+    meta_fields=("base", "layout", "rotary_dim", "xpos_scale_base", "xpos_center", "position_scale"),
 )
 @dataclasses.dataclass(frozen=True)
 class Rotary:
@@ -35,6 +35,7 @@ class Rotary:
         xpos_center: c above. The same for every query and key that meet, also across a cache; half the context is
             a good value. A side grows as 3.5^(|n - c| / scale_base): float32 holds up to |n - c| of about 36,000
             at a scale base of 512.
+        position_scale: factor on the positions in all angles: EVA-02 stretches any grid of patches to 16 x 16.
     """
 
     q_positions: jax.Array
@@ -44,6 +45,7 @@ class Rotary:
     rotary_dim: int | None = None
     xpos_scale_base: float | None = None
     xpos_center: int = 0
+    position_scale: float = 1.0
 
     def rotate_q(self, q: jax.Array) -> jax.Array:
         """float[B, T, N, H] queries turned (and, for xPos, scaled) at `q_positions`, in the dtype of `q`."""
@@ -58,7 +60,7 @@ class Rotary:
 
     @property
     def _form(self):
-        fields = ("base", "layout", "rotary_dim", "xpos_scale_base", "xpos_center")
+        fields = ("base", "layout", "rotary_dim", "xpos_scale_base", "xpos_center", "position_scale")
         return {name: getattr(self, name) for name in fields}
 
 
@@ -71,6 +73,7 @@ def rotate(
     rotary_dim: int | None = None,
     xpos_scale_base: float | None = None,
     xpos_center: int = 0,
+    position_scale: float = 1.0,
     inverse_scale: bool = False,
 ) -> jax.Array:
     """Turns (and for xPos scales) the heads of `x` by their positions; computed in float32.
@@ -78,7 +81,7 @@ def rotate(
     Args:
         x: float[B, T, N, H] queries or keys.
         positions: int32[B, T], or int32[B, T, 2] for rows and columns.
-        base, layout, rotary_dim, xpos_scale_base, xpos_center: see `Rotary`.
+        base, layout, rotary_dim, xpos_scale_base, xpos_center, position_scale: see `Rotary`.
         inverse_scale: True for keys; has no effect without xPos.
 
     Returns:
@@ -94,7 +97,7 @@ def rotate(
     """
     dim = x.shape[-1] if rotary_dim is None else rotary_dim
     _check(x, positions, dim, layout, xpos_scale_base)
-    cos, sin = _factors(positions, dim, base, xpos_scale_base, xpos_center, inverse_scale)
+    cos, sin = _factors(positions, dim, base, position_scale, xpos_scale_base, xpos_center, inverse_scale)
     turning, rest = x[..., :dim].astype(jnp.float32), x[..., dim:]
     if layout == "split":
         a, b = jnp.split(turning, 2, axis=-1)
@@ -105,10 +108,11 @@ def rotate(
     return jnp.concatenate([turned.astype(x.dtype), rest], axis=-1)
 
 
-def _factors(positions, dim, base, xpos_scale_base, xpos_center, inverse_scale) -> tuple[jax.Array, jax.Array]:
+def _factors(positions, dim, base, position_scale, xpos_scale_base, xpos_center, inverse_scale
+             ) -> tuple[jax.Array, jax.Array]:
     """Scaled cosine and sine of the angles, float32[B, T, 1, dim / 2] each."""
     axes = 1 if positions.ndim == 2 else positions.shape[2]
-    frequency = base ** (-2.0 * axes * jnp.arange(dim // 2 // axes, dtype=jnp.float32) / dim)
+    frequency = position_scale * base ** (-2.0 * axes * jnp.arange(dim // 2 // axes, dtype=jnp.float32) / dim)
     angle = positions.reshape(*positions.shape[:2], axes, 1).astype(jnp.float32) * frequency
     angle = angle.reshape(*positions.shape[:2], 1, dim // 2)
     if xpos_scale_base is None:

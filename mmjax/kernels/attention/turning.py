@@ -29,7 +29,8 @@ def constants(rotary: Rotary, head_dim: int) -> np.ndarray:
     """
     dim = rotary.rotary_dim or head_dim
     pairs, axes = dim // 2, coordinates(rotary)
-    frequency = rotary.base ** (-2.0 * axes * np.arange(pairs // axes) / dim) / (2 * math.pi)
+    turn_rate = rotary.position_scale / (2 * math.pi)
+    frequency = turn_rate * rotary.base ** (-2.0 * axes * np.arange(pairs // axes) / dim)
     columns = []
     for axis in range(axes):
         turns = np.zeros((axes, pairs // axes))

@@ -75,6 +75,15 @@ def test_on_a_grid_logits_depend_on_both_distances_only():
     assert np.unique(logits.round(2)).size > 40
 
 
+@pytest.mark.quick
+def test_a_scale_stretches_the_positions():
+    near = POSITIONS % 64
+    np.testing.assert_allclose(rotate(heads(), near, position_scale=3.0), rotate(heads(), 3 * near), atol=1e-5)
+    rotary = Rotary(4 * GRID, 4 * GRID, position_scale=0.25)
+    for turn in (rotary.rotate_q, rotary.rotate_k):
+        np.testing.assert_allclose(turn(heads()), rotate(heads(), GRID), atol=1e-6)
+
+
 def test_partial_rotation_leaves_the_other_features():
     got = np.asarray(rotate(heads(), POSITIONS, rotary_dim=4))
     np.testing.assert_array_equal(got[..., 4:], heads()[..., 4:])
