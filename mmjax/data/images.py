@@ -1,74 +1,54 @@
 """Encoded images to uint8 pixels, safely: limits are checked on the header, before anything is decoded.
 
-What every mode becomes: grey, bilevel and palette images become RGB; 16-bit grey keeps its high byte; CMYK is
+What every mode becomes: grey, bilevel and palette images become RGB; 16-bit channels keep their high byte; CMYK is
 converted by Pillow's formula (colour profiles are ignored); transparency is laid on white. An EXIF orientation
 is applied once. Of an animation the first frame is used.
 """
 
-import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image as pil
 
-from mmjax.data import documents
+from mmjax.data import documents, video
+from mmjax.data.image_spec import RESIZE, ImageError, ImageSpec
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
-RESIZE = {name: getattr(pil.Resampling, name.upper()) for name in ("nearest", "box", "bilinear", "bicubic", "lanczos")}
-POLICIES = ("squash", "center_crop", "pad")
 _UPRIGHT = {2: pil.Transpose.FLIP_LEFT_RIGHT, 3: pil.Transpose.ROTATE_180, 4: pil.Transpose.FLIP_TOP_BOTTOM,
             5: pil.Transpose.TRANSPOSE, 6: pil.Transpose.ROTATE_270, 7: pil.Transpose.TRANSVERSE,
             8: pil.Transpose.ROTATE_90}
 _ORIENTATION = 0x0112
 
 
-class ImageError(ValueError):
-    """An image cannot be used; `reason` is one of ImageError.REASONS."""
+class Header(NamedTuple):
+    """What an image says of itself before it is decoded; `animated`: there are frames after the one that is used."""
 
-    REASONS = ("not a JPEG, PNG, WebP or GIF image", "image truncated or damaged", "image has too many bytes",
-               "image has too many pixels", "image too small", "image too long and thin")
-
-    def __init__(self, reason: str, detail: str):
-        assert reason in self.REASONS
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-
-    def __reduce__(self):
-        return ImageError, (self.reason, str(self).removeprefix(f"{self.reason}: "))
+    format: str
+    width: int
+    height: int
+    animated: bool
 
 
-@dataclasses.dataclass(frozen=True)
-class ImageSpec:
-    """How pixels are made. It is part of a model: weights trained under one spec expect it for ever.
+def check_header(data: bytes, spec: ImageSpec) -> Header:
+    """Checks all that can be known of an image without decoding it.
 
-    Attributes:
-        size: side of the square result.
-        resize: resampling filter, antialiased when it shrinks: nearest, box, bilinear, bicubic or lanczos.
-        policy: `squash` ignores the aspect; `center_crop` scales the short side to `size` and cuts the middle;
-            `pad` scales the long side to `size` and centres the image on `fill`.
-        fill: RGB of the padding.
-        min_side, max_aspect, max_pixels, max_bytes: what is refused.
+    Args:
+        data: an encoded JPEG, PNG, WebP or GIF file.
+        spec: its limits.
+
+    Returns:
+        The header.
+
+    Raises:
+        ImageError: if the data are no such image or break a limit.
     """
-
-    size: int = 224
-    resize: str = "bicubic"
-    policy: str = "squash"
-    fill: tuple[int, int, int] = (255, 255, 255)
-    min_side: int = 4
-    max_aspect: float = 20.0
-    max_pixels: int = 50_000_000
-    max_bytes: int = 32 << 20
-
-    def __post_init__(self):
-        object.__setattr__(self, "fill", tuple(self.fill))
-        if self.size < 1:
-            raise ValueError(f"image size={self.size} must be at least 1")
-        for field, known in (("resize", tuple(RESIZE)), ("policy", POLICIES)):
-            if getattr(self, field) not in known:
-                raise ValueError(f"image {field}={getattr(self, field)!r} is unknown; known: {', '.join(known)}")
-        if len(self.fill) != 3 or not all(0 <= v <= 255 for v in self.fill):
-            raise ValueError(f"image fill={self.fill} must be three numbers from 0 to 255")
+    image = _open(data, spec)
+    try:
+        return Header(image.format, *image.size, bool(getattr(image, "is_animated", False)))
+    except Exception as e:                          # a GIF looks for its second frame
+        raise ImageError("image truncated or damaged", str(e) or type(e).__name__) from e
 
 
 def decode_image(data: bytes, spec: ImageSpec) -> np.ndarray:
@@ -84,17 +64,31 @@ def decode_image(data: bytes, spec: ImageSpec) -> np.ndarray:
     Raises:
         ImageError: naming what is wrong with the data.
     """
-    if len(data) > spec.max_bytes:
-        raise ImageError("image has too many bytes", f"{len(data)}, the limit is {spec.max_bytes}")
-    image = _open(data)
-    _check_shape(*image.size, spec)
+    image = _open(data, spec)
     try:
-        image.draft(None, (spec.size, spec.size))   # a JPEG decodes at 1/2, 1/4 or 1/8 when that is enough
+        shape, box = spec.shape_after_resize(*image.size), None
+        if spec.draft and (drafted := image.draft(None, tuple(int(spec.draft * v) for v in shape))):
+            box = drafted[1]                        # the part of the smaller image that is not the codec's padding
         image.load()
-        image = _rgb(_upright(image))
+        turn = _UPRIGHT.get(_orientation(image))
+        image = _resize(_rgb(image), shape, spec, box)
+        return _cut(image if turn is None else image.transpose(turn), spec)
     except Exception as e:                          # Pillow's codecs raise at least six types on bad data
         raise ImageError("image truncated or damaged", str(e) or type(e).__name__) from e
-    return np.asarray(_fit(image, spec))
+
+
+def check_visuals(visuals: Sequence[documents.Image | documents.Video], spec: ImageSpec, frames: int = 1) -> None:
+    """Checks what `decode_visuals` will need as far as that costs little: headers of images, size of video files.
+
+    Raises:
+        ImageError: as `check_header` and `video.check_file`.
+    """
+    for visual in visuals:
+        for data in _encoded(visual, frames):
+            if video.is_file(data):
+                video.check_file(data, spec.video)
+            else:
+                check_header(data, spec)
 
 
 def decode_visuals(visuals: Sequence[documents.Image | documents.Video], spec: ImageSpec, frames: int = 1
@@ -105,21 +99,23 @@ def decode_visuals(visuals: Sequence[documents.Image | documents.Video], spec: I
         visuals: images and videos in order.
         spec: for every frame.
         frames: F. A video gives F of its frames at equal distances, first and last included (the middle one if
-            F is 1); an image gives F copies.
+            F is 1), or as `spec.video` says if it is a video file; an image gives F copies.
 
     Returns:
         uint8[len(visuals), F, size, size, 3].
 
     Raises:
         ImageError: if any frame that is needed cannot be used.
+        ImportError: for a video file without the extra [video].
     """
     out = np.zeros((len(visuals), frames, spec.size, spec.size, 3), np.uint8)
     for i, visual in enumerate(visuals):
-        if isinstance(visual, documents.Image):
-            out[i] = decode_image(visual.data, spec)
-            continue
-        for f, k in enumerate(sample_frames(len(visual.frames), frames)):
-            out[i, f] = decode_image(visual.frames[k], spec)
+        for f, data in enumerate(_encoded(visual, frames)):
+            if video.is_file(data):
+                for k, frame in enumerate(video.read_frames(data, frames, spec)):
+                    out[i, k] = _cut(_resize(frame, spec.shape_after_resize(*frame.size), spec), spec)
+            else:
+                out[i, f:] = decode_image(data, spec)       # the last one is repeated, and an image is alone
     return out
 
 
@@ -130,33 +126,36 @@ def sample_frames(available: int, wanted: int) -> np.ndarray:
     return np.round(np.linspace(0, available - 1, wanted)).astype(int)
 
 
-def _open(data: bytes) -> pil.Image:
+def _encoded(visual: documents.Image | documents.Video, frames: int) -> Iterator[bytes]:
+    """The encoded images that are needed of an item, or the one video file that it is."""
+    if isinstance(visual, documents.Image):
+        return iter([visual.data])
+    if video.is_file(visual.frames[0]):
+        return iter(visual.frames[:1])
+    return (visual.frames[k] for k in sample_frames(len(visual.frames), frames))
+
+
+def _open(data: bytes, spec: ImageSpec) -> pil.Image:
+    """The image, its header read and within the limits."""
+    if len(data) > spec.max_bytes:
+        raise ImageError("image has too many bytes", f"{len(data)}, the limit is {spec.max_bytes}")
     try:
-        return pil.open(io.BytesIO(data), formats=FORMATS)
+        image = pil.open(io.BytesIO(data), formats=FORMATS)
     except pil.DecompressionBombError as e:
         raise ImageError("image has too many pixels", str(e)) from e
     except pil.UnidentifiedImageError as e:
         raise ImageError("not a JPEG, PNG, WebP or GIF image", f"{len(data)} bytes, first {data[:8]!r}") from e
     except Exception as e:
         raise ImageError("image truncated or damaged", str(e) or type(e).__name__) from e
+    spec.check_shape(*image.size)
+    return image
 
 
-def _check_shape(width: int, height: int, spec: ImageSpec):
-    if width * height > spec.max_pixels:
-        raise ImageError("image has too many pixels", f"{width} x {height}, the limit is {spec.max_pixels}")
-    short, long = sorted((width, height))
-    if short < spec.min_side:
-        raise ImageError("image too small", f"{width} x {height}, min_side={spec.min_side}")
-    if long > spec.max_aspect * short:
-        raise ImageError("image too long and thin", f"{width} x {height}, max_aspect={spec.max_aspect:g}")
-
-
-def _upright(image: pil.Image) -> pil.Image:
+def _orientation(image: pil.Image) -> int:
     try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
+        return image.getexif().get(_ORIENTATION, 1)
     except Exception:                               # damaged metadata does not spoil the pixels
-        orientation = 1
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+        return 1
 
 
 def _rgb(image: pil.Image) -> pil.Image:
@@ -169,17 +168,17 @@ def _rgb(image: pil.Image) -> pil.Image:
     return image.convert("RGB")
 
 
-def _fit(image: pil.Image, spec: ImageSpec) -> pil.Image:
-    n, method, (w, h) = spec.size, RESIZE[spec.resize], image.size
-    if spec.policy == "squash":
-        return image if (w, h) == (n, n) else image.resize((n, n), method)
-    anchor = min(w, h) if spec.policy == "center_crop" else max(w, h)
-    w, h = max(1, int(n * w / anchor)), max(1, int(n * h / anchor))
-    if (w, h) != image.size:
-        image = image.resize((w, h), method)
+def _resize(image: pil.Image, shape: tuple[int, int], spec: ImageSpec, box: tuple[float, ...] | None = None
+            ) -> pil.Image:
+    return image if image.size == shape and box is None else image.resize(shape, RESIZE[spec.resize], box)
+
+
+def _cut(image: pil.Image, spec: ImageSpec) -> np.ndarray:
+    """uint8[size, size, 3], the middle of an image or the image in the middle of the padding."""
+    n, (w, h) = spec.size, image.size
     left, top = round((w - n) / 2), round((h - n) / 2)
-    if spec.policy == "center_crop":
-        return image.crop((left, top, left + n, top + n))
-    canvas = pil.new("RGB", (n, n), tuple(spec.fill))
-    canvas.paste(image, (-left, -top))
-    return canvas
+    if spec.policy == "pad":
+        canvas = pil.new("RGB", (n, n), spec.fill)
+        canvas.paste(image, (-left, -top))
+        return np.asarray(canvas)
+    return np.asarray(image if (w, h) == (n, n) else image.crop((left, top, left + n, top + n)))
