@@ -8,7 +8,7 @@ the file and what to do; nothing is restored from a step whose digests do not ag
 import dataclasses
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,7 +133,7 @@ def steps(run_dir: str | Path) -> list[int]:
 
 
 def restore_params(run_dir: str | Path, subtree: str = "", template: Mapping[str, Any] | None = None,
-                   step: int | None = None) -> dict[str, Any]:
+                   step: int | None = None, may_lack: Callable[[str], bool] = lambda path: False) -> dict[str, Any]:
     """Reads parameters of a run, whichever of them it trained or kept frozen.
 
     Args:
@@ -142,6 +142,7 @@ def restore_params(run_dir: str | Path, subtree: str = "", template: Mapping[str
         template: nested dict of `jax.ShapeDtypeStruct` with shardings for that part; arrays are cast to its dtypes.
             By default they come as stored, on the first device.
         step: which checkpoint; the latest by default.
+        may_lack: whether a parameter of the template, by its path in it, need not be there; then it is left out.
 
     Returns:
         Nested dict of arrays: the content of `subtree`, without its own name.
@@ -162,7 +163,7 @@ def restore_params(run_dir: str | Path, subtree: str = "", template: Mapping[str
     if template is None:
         wanted = {path: _as_stored(metadata[path]) for path in stored.values()}
     else:
-        needed = flatten(template)
+        needed = {name: leaf for name, leaf in flatten(template).items() if name in stored or not may_lack(name)}
         _check_names(folder, prefix, needed, stored)
         wanted = {stored[name]: leaf for name, leaf in needed.items()}
     arrays = _read_arrays(folder, wanted, metadata)

@@ -23,7 +23,7 @@ def run(argv: Sequence[str]) -> int:
     args = arguments.parse(parser, argv)
     for name, config in stages.select(stages.from_args(args), args.stage):
         mesh = abstract_mesh(config, args.devices)
-        plan = make_plan(models.build(config.system, config.model), config, mesh)
+        plan = make_plan(models.build(config.system, config.model, config.low_rank), config, mesh)
         shape = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
         print(f"{name or 'config'}: system {config.system}, mesh {shape}")
         print(optimizer.param_table(plan.params, plan.labels), end="\n\n")

@@ -55,7 +55,7 @@ def load(args: argparse.Namespace) -> Trained:
     """
     name, config = stages.select(stages.from_args(args), args.stage)[-1]
     workdir = args.workdir / name
-    model, template = models.build(config.system, config.model), None
+    model, template = models.build(config.system, config.model, config.low_rank), None
     if jax.device_count() > 1:
         template = make_plan(model, config, make_mesh(config.mesh)).params
     params = manager.restore_params(workdir, template=template, step=args.step)

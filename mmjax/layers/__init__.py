@@ -7,10 +7,10 @@ from mmjax.layers.linear import Linear, dropout
 from mmjax.layers.mlp import ACTIVATIONS, Mlp
 from mmjax.layers.norm import Norm, l2_normalize
 from mmjax.layers.params import axes_of, init_params, param, scaled, unbox, xavier
-from mmjax.layers.stack import Hook, init_stack, num_hooks, run_stack
+from mmjax.layers.stack import Hook, init_stack, num_hooks, run_stack, stack_params
 
 __all__ = [
     "ACTIVATIONS", "Attention", "Block", "BlockConfig", "Embed", "Hook", "KVCache", "Linear", "Mlp", "Norm",
     "axes_of", "dropout", "init_params", "init_stack", "l2_normalize", "num_hooks", "param", "run_stack", "scaled",
-    "unbox", "xavier",
+    "stack_params", "unbox", "xavier",
 ]

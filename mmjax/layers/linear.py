@@ -10,6 +10,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from mmjax.layers.params import Initializer, param, scaled
+from mmjax.parallel import gather
 
 
 class Linear(nn.Module):
@@ -42,6 +43,9 @@ class Linear(nn.Module):
         n_in = len(self.in_shape)
         kernel = param(self, "kernel", self._initializer(), self.in_shape + self.out_shape, self.names)
         y = _matmul(x.astype(self.dtype), kernel.astype(self.dtype), n_in, out_dtype)
+        if self.has_variable("params", "lora_a"):       # see `layers.low_rank`
+            a, b = (gather(self.get_variable("params", name)).astype(self.dtype) for name in ("lora_a", "lora_b"))
+            y = y + _matmul(_matmul(x.astype(self.dtype), a, n_in, self.dtype), b, 1, out_dtype)
         if self.use_bias:
             bias = param(self, "bias", nn.initializers.zeros, self.out_shape, self.names[n_in:])
             y = y + bias.astype(out_dtype)

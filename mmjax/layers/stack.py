@@ -65,6 +65,16 @@ def init_stack(module: nn.Module, num_layers: int, *example) -> Callable[[jax.Ar
     return init
 
 
+def stack_params(owner: nn.Module, name: str, module: nn.Module, num_layers: int, *example) -> Any:
+    """Declares parameter `name` of a module in its `setup`: those of `num_layers` equal modules, see `init_stack`.
+
+    What is given may hold more than was declared: low-rank adapters.
+    """
+    if owner.has_variable("params", name):
+        return owner.get_variable("params", name)
+    return owner.param(name, init_stack(module, num_layers, *example))
+
+
 def run_stack(block: Block, params: Any, x: jax.Array, mask: IntervalMask, *, rotary: Rotary | None = None,
               key: jax.Array | None = None, cache: KVCache | None = None, hook: Hook | None = None,
               remat: str = "full") -> tuple[jax.Array, KVCache | None]:

@@ -29,7 +29,9 @@ RULES: dict[str, tuple[str, ...]] = {
     "kv_heads": ("model",),
     "head_dim": (),
     "mlp": ("model",),
+    "experts": ("expert",),
     "latents": (),
+    "rank": (),              # of low-rank adapters
     "patch": (),             # a patch's pixels, a position table's rows, frames
     "norm": (),              # scales and biases are too small to split
     # Activations.

@@ -10,7 +10,7 @@ from flax import linen as nn
 from mmjax.batch import Batch
 from mmjax.kernels.attention import Rotary
 from mmjax.kernels.attention import mask as masks
-from mmjax.layers import Block, BlockConfig, Embed, Hook, KVCache, Linear, Norm, dropout, init_stack, run_stack
+from mmjax.layers import Block, BlockConfig, Embed, Hook, KVCache, Linear, Norm, dropout, run_stack, stack_params
 from mmjax.losses import next_token_loss
 from mmjax.parallel import shard
 
@@ -68,8 +68,9 @@ class Decoder(nn.Module):
         if c.positions == "learned":
             self.position_embed = Embed(c.max_positions, width, ("patch", "embed"), std=0.02, dtype=dtype)
         self.block = Block(c.block, parent=None)
-        self.blocks = self.param("blocks", init_stack(
-            self.block, c.num_layers, jax.ShapeDtypeStruct((1, 1, width), dtype), masks.all_keys(1, 1, 1)))
+        self.blocks = stack_params(
+            self, "blocks", self.block, c.num_layers, jax.ShapeDtypeStruct((1, 1, width), dtype),
+            masks.all_keys(1, 1, 1))
         self.final_norm = Norm(width, c.block.norm, c.block.norm_eps, c.block.use_bias, dtype)
         if not c.tie_embeddings:
             self.head = Linear((width,), (c.vocab_size,), ("embed", "vocab"), use_bias=False, dtype=dtype,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mmjax.kernels.attention import mask as masks
-from mmjax.layers import Attention, Linear, Mlp, Norm, init_stack, param
+from mmjax.layers import Attention, Linear, Mlp, Norm, param, stack_params
 from mmjax.parallel import shard
 
 
@@ -83,7 +83,7 @@ class PerceiverResampler(nn.Module):
                              ("latents", "embed"))
         self.layer = PerceiverLayer(c, parent=None)
         tokens = jax.ShapeDtypeStruct((1, 1, c.embed_dim), dtype)
-        self.layers = self.param("layers", init_stack(self.layer, c.num_layers, tokens, tokens))
+        self.layers = stack_params(self, "layers", self.layer, c.num_layers, tokens, tokens)
         self.final_norm = Norm(c.embed_dim, eps=c.norm_eps, dtype=dtype)
 
     def __call__(self, features: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mmjax.kernels.attention import mask as masks
-from mmjax.layers import Block, BlockConfig, Linear, Norm, init_stack, param, run_stack
+from mmjax.layers import Block, BlockConfig, Linear, Norm, param, run_stack, stack_params
 from mmjax.parallel import reshape, shard
 
 
@@ -82,8 +82,8 @@ class ViT(nn.Module):
         example = (jax.ShapeDtypeStruct((1, 1, width), dtype), masks.all_keys(1, 1, 1))
         self.block = Block(c.block, parent=None)
         first = c.num_layers - c.num_last_layers
-        self.blocks = self.param("blocks", init_stack(self.block, first, *example)) if first else None
-        self.last_blocks = (self.param("last_blocks", init_stack(self.block, c.num_last_layers, *example))
+        self.blocks = stack_params(self, "blocks", self.block, first, *example) if first else None
+        self.last_blocks = (stack_params(self, "last_blocks", self.block, c.num_last_layers, *example)
                             if c.num_last_layers else None)
 
     def __call__(self, images: jax.Array) -> jax.Array:

@@ -77,7 +77,7 @@ def trace(config: StageConfig, mesh: Mesh) -> Step:
         ConfigError, ValueError: if config and mesh do not fit each other.
     """
     begin = time.perf_counter()
-    model = models.build(config.system, config.model)
+    model = models.build(config.system, config.model, config.low_rank)
     plan = make_plan(model, config, mesh)
     batches = {name: batch_of(data, mesh) for name, data in config.data.sets.items()}
     weights = {name: data.loss_weight for name, data in config.data.sets.items()}

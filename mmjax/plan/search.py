@@ -64,7 +64,7 @@ class Search:
     def __init__(self, config: StageConfig, machine: Machine, costs: Mapping[str, Cost], factor: float = 1.0):
         self._config, self._machine, self._costs, self._factor = config, machine, costs, factor
         mesh = AbstractMesh((1,) * len(AXES), AXES)
-        self._plan: Plan = make_plan(models.build(config.system, config.model), config, mesh)
+        self._plan: Plan = make_plan(models.build(config.system, config.model, config.low_rank), config, mesh)
 
     def nearest(self, mesh: Mapping[str, int]) -> Candidate | None:
         """The mesh closest to this one, in doublings, on which the config as it is would fit; None if there is none.

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import ml_collections
 
+from mmjax.layers.low_rank import Choose, LowRank
 from mmjax.parallel import AXES, check_dcn, rules_of
 from mmjax.training import structure
 from mmjax.training.structure import ConfigError, choices, free, require
@@ -66,15 +67,31 @@ class GroupConfig:
     Attributes:
         lr_mult: factor on the learning rate.
         weight_decay: the group's own weight decay; None takes the optimizer's.
+        lora_rank: if above 0, what the group's rules match stays frozen, and the kernels among it get low-rank adapters
+            of this rank, which train (arXiv:2106.09685).
+        lora_alpha: the adapters count lora_alpha / lora_rank times; None is twice the rank.
+        max_value: parameters are never more than this, as CLIP's logit scale; None does not bound them.
     """
 
     lr_mult: float = 1.0
     weight_decay: float | None = None
+    lora_rank: int = 0
+    lora_alpha: float | None = None
+    max_value: float | None = None
 
     def __post_init__(self):
         require(self.lr_mult > 0, f"lr_mult={self.lr_mult} must be positive; use the group {FROZEN!r} to train nothing")
         require(self.weight_decay is None or self.weight_decay >= 0,
                 f"weight_decay={self.weight_decay} must not be negative")
+        require(self.lora_rank >= 0, f"lora_rank={self.lora_rank} must not be negative; 0 is for no adapters")
+        require(self.lora_alpha is None or self.lora_alpha > 0 and self.lora_rank > 0,
+                f"lora_alpha={self.lora_alpha} must be positive, and belongs to a lora_rank above 0")
+
+    @property
+    def low_rank(self) -> LowRank | None:
+        """The adapter of the group's kernels."""
+        alpha = 2.0 * self.lora_rank if self.lora_alpha is None else self.lora_alpha
+        return LowRank(self.lora_rank, alpha) if self.lora_rank else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +164,14 @@ class StageConfig:
         check_dcn(self.mesh, self.dcn)
         for tower in self.sharding:
             rules_of(tower, self.sharding)
+
+    @property
+    def low_rank(self) -> Choose | None:
+        """Which kernels the rules give adapters; None if they give none."""
+        adapters = {name: group.low_rank for name, group in self.groups.items()}
+        if not any(adapters.values()):
+            return None
+        return lambda path: next((adapters.get(g) for regex, g in self.rules if re.fullmatch(regex, path)), None)
 
 
 def resolve(config: Mapping[str, Any], *, model_types: Mapping[str, type], data_type: type,

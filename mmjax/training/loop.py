@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from mmjax.batch import Batch
 from mmjax.checkpoint import manager
 from mmjax.checkpoint.manager import CheckpointManager
+from mmjax.layers.low_rank import is_adapter
 from mmjax.models.interface import Model, Params
 from mmjax.parallel import RULES, make_mesh, num_row_parts, put_rows, share_of_rows
 from mmjax.parallel.chips import chip_of
@@ -137,7 +138,8 @@ def _start(config: StageConfig, model: Model, plan: Plan, loader: Loader, workdi
     given = {}
     for part, source in config.init_from.items():
         folder = Path(source).expanduser() if "/" in source else workdir.parent / source
-        given[part] = manager.restore_params(folder, part, step_lib.subtree(plan.params, part))
+        given[part] = manager.restore_params(folder, part, step_lib.subtree(plan.params, part),
+                                             may_lack=is_adapter)
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
     return step_lib.init_state(model, plan, key, given), 0
 

@@ -14,18 +14,23 @@ import numpy as np
 import optax
 
 from mmjax.checkpoint.paths import flatten, nest
+from mmjax.layers.low_rank import is_adapter, kernel_of
 from mmjax.training.config import FROZEN, GroupConfig, OptimizerConfig
 from mmjax.training.structure import ConfigError, require
 
 Params = dict[str, Any]
 
 
-def resolve_rules(params: Mapping[str, Any], rules: tuple[tuple[str, str], ...]) -> dict[str, str]:
+def resolve_rules(params: Mapping[str, Any], rules: tuple[tuple[str, str], ...],
+                  groups: Mapping[str, GroupConfig] | None = None) -> dict[str, str]:
     """Finds the group of every parameter: that of the first rule whose regex matches the whole path.
+
+    The parameters of a low-rank adapter go by the rule of their kernel, and in their group nothing else trains.
 
     Args:
         params: nested dict of arrays or shapes.
         rules: (regex, group) pairs in order.
+        groups: settings of the groups; needed where some have adapters.
 
     Returns:
         {path: group} in the order of `params`.
@@ -33,7 +38,8 @@ def resolve_rules(params: Mapping[str, Any], rules: tuple[tuple[str, str], ...])
     Raises:
         ConfigError: if a parameter has no rule, a rule decides about no parameter, or all parameters are frozen.
     """
-    paths = list(flatten(params))
+    everything = list(flatten(params))
+    paths = [p for p in everything if not is_adapter(p)]
     labels: dict[str, str] = {}
     for regex, group in rules:
         matched = [p for p in paths if re.fullmatch(regex, p)]
@@ -43,12 +49,20 @@ def resolve_rules(params: Mapping[str, Any], rules: tuple[tuple[str, str], ...])
                    if matched else f"none of the {len(paths)} paths matches as a whole, such as {_sample(paths)}")
             raise ConfigError(f"rule ({regex!r}, {group!r}) decides about no parameter: {why}, or remove it")
         labels |= dict.fromkeys(taken, group)
+    adapted = {name for name, group in (groups or {}).items() if group.lora_rank}
+    kernels = {kernel_of(p) for p in everything if is_adapter(p)}
+    for name in adapted & set(labels.values()):
+        require(any(labels[kernel] == name for kernel in kernels),
+                f"group {name!r} has lora_rank={groups[name].lora_rank}, but its rules match no kernel, only "
+                f"{_sample([p for p, g in labels.items() if g == name])}")
     bare = [p for p in paths if p not in labels]
     require(not bare, f"{len(bare)} of {len(paths)} parameters have no rule: {_sample(bare)}; "
                       f"add a last rule such as ('.*', {FROZEN!r})")
-    require(any(g != FROZEN for g in labels.values()),
+    final = {p: labels[kernel_of(p)] if is_adapter(p) else FROZEN if labels[p] in adapted else labels[p]
+             for p in everything}
+    require(any(g != FROZEN for g in final.values()),
             f"rules={rules} leave all {len(paths)} parameters frozen, so that nothing would train")
-    return {p: labels[p] for p in paths}
+    return final
 
 
 def _sample(paths: list[str], limit: int = 3) -> str:
@@ -110,13 +124,24 @@ def make_optimizer(config: OptimizerConfig, groups: Mapping[str, GroupConfig], l
 def _group_optimizer(config: OptimizerConfig, group: GroupConfig,
                      schedule: optax.Schedule) -> optax.GradientTransformation:
     decay = config.weight_decay if group.weight_decay is None else group.weight_decay
+    bound = () if group.max_value is None else (_at_most(group.max_value),)
 
     def rate(count):
         return group.lr_mult * schedule(count)
 
     if config.name == "lion":
-        return optax.lion(rate, b1=config.b1, b2=config.b2, weight_decay=decay)
-    return optax.adamw(rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=decay)
+        update = optax.lion(rate, b1=config.b1, b2=config.b2, weight_decay=decay)
+    else:
+        update = optax.adamw(rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=decay)
+    return optax.chain(update, *bound) if bound else update
+
+
+def _at_most(limit: float) -> optax.GradientTransformation:
+    """Shortens updates so that no parameter ends above `limit`."""
+    def shorten(updates, params):
+        return jax.tree.map(lambda update, value: jnp.minimum(update, limit - value), updates, params)
+
+    return optax.stateless(shorten)
 
 
 def param_table(params: Mapping[str, Any], labels: Mapping[str, str]) -> str:

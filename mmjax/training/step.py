@@ -87,7 +87,7 @@ def make_plan(model: Model, config: StageConfig, mesh: Mesh) -> Plan:
         ValueError: if a dimension does not divide over the mesh.
     """
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    labels = optimizer.resolve_rules(shapes, config.rules)
+    labels = optimizer.resolve_rules(shapes, config.rules, config.groups)
     shardings = param_shardings(model.axes, shapes, mesh, config.sharding)
 
     def leaf(path, shape, sharding):
