@@ -18,6 +18,7 @@ ACTIVATIONS = {
     "squared_relu": lambda x: np.maximum(x, 0) ** 2,
     "swiglu": lambda x: x * sigmoid(x),         # of the gate
 }
+ACTIVATIONS["geglu_tanh"] = ACTIVATIONS["gelu_tanh"]        # of the gate
 
 
 def float64(tree):

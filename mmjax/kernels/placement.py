@@ -10,7 +10,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType
 
 # Mesh axes that each kind of dimension is split over.
-ROWS, SEQUENCE, HEADS, VOCAB = ("data", "fsdp"), ("seq",), ("model",), ("model",)
+ROWS, SEQUENCE, HEADS, VOCAB, EXPERTS = ("data", "fsdp"), ("seq",), ("model",), ("model",), ("expert",)
 
 
 def free_axes() -> tuple[AbstractMesh, set[str]]:

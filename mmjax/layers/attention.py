@@ -11,7 +11,8 @@ from mmjax.kernels.attention import IntervalMask, Rotary, attention
 from mmjax.kernels.decode import cached_attention
 from mmjax.layers.linear import Linear
 from mmjax.layers.norm import Norm
-from mmjax.layers.params import scaled
+from mmjax.layers.params import param, scaled
+from mmjax.layers.relative import Distances
 from mmjax.parallel import shard
 
 
@@ -61,6 +62,9 @@ class Attention(nn.Module):
         use_bias: biases on the four linear maps.
         sub_norm: whether LN* over the concatenated heads stands before W_o (Sub-LN, arXiv:2210.06423).
         norm_eps: its epsilon.
+        scale: factor of the logits; None for 1 / sqrt(H).
+        relative: whether logits have Transformer-XL's terms of distance (arXiv:1901.02860 section 3.3); `bias` must
+            then be `Distances`.
         kernel_init: see `Linear`.
         gain: factor on the initial W_v and W_o.
         dtype: compute dtype.
@@ -75,6 +79,8 @@ class Attention(nn.Module):
     use_bias: bool = True
     sub_norm: bool = False
     norm_eps: float = 1e-5
+    scale: float | None = None
+    relative: bool = False
     kernel_init: Any = scaled
     gain: float = 1.0
     dtype: Any = jnp.float32
@@ -92,36 +98,55 @@ class Attention(nn.Module):
         self.out = linear(heads, (self.embed_dim,), ("heads", "head_dim", "embed"), self.gain)
         if self.sub_norm:
             self.inner_norm = Norm(self.num_heads * self.head_dim, eps=self.norm_eps, dtype=self.dtype)
+        if self.relative:
+            self.distance = Linear((self.embed_dim,), heads, ("embed", "heads", "head_dim"), False, self.kernel_init,
+                                   dtype=self.dtype)
+            zeros, names = nn.initializers.zeros, ("heads", "head_dim")
+            self.content_bias = param(self, "content_bias", zeros, heads, names)
+            self.distance_bias = param(self, "distance_bias", zeros, heads, names)
 
     def project_kv(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """float[B, S, kv_dim] -> keys and values dtype[B, S, K, H]."""
         return (shard(self.k(x), "batch", "seq", "act_heads", None),
                 shard(self.v(x), "batch", "seq", "act_heads", None))
 
-    def attend(self, x: jax.Array, k: jax.Array, v: jax.Array, mask: IntervalMask,
-               rotary: Rotary | None = None) -> jax.Array:
+    def attend(self, x: jax.Array, k: jax.Array, v: jax.Array, mask: IntervalMask, rotary: Rotary | None = None,
+               bias: jax.Array | Distances | None = None) -> jax.Array:
         """Attends from float[B, T, D] to given keys and values [B, S, K, H]: dtype[B, T, D]."""
-        q = shard(self.q(x), "batch", "seq", "act_heads", None)
-        return self._finish(attention(q, k, v, mask=mask, rotary=rotary))
+        q, bias = self._queries(x, bias)
+        q = shard(q, "batch", "seq", "act_heads", None)
+        return self._finish(attention(q, k, v, mask=mask, rotary=rotary, bias=bias, scale=self.scale))
 
     def __call__(self, x: jax.Array, mask: IntervalMask, rotary: Rotary | None = None,
-                 source: jax.Array | None = None) -> jax.Array:
-        """Self-attention, or cross-attention to `source` float[B, S, kv_dim]: dtype[B, T, D]."""
-        return self.attend(x, *self.project_kv(x if source is None else source), mask, rotary)
+                 source: jax.Array | None = None, bias: jax.Array | Distances | None = None) -> jax.Array:
+        """Self-attention, or cross-attention to `source` float[B, S, kv_dim]: dtype[B, T, D].
 
-    def extend(self, x: jax.Array, mask: IntervalMask, rotary: Rotary | None, cache: KVCache,
-               layer: jax.Array) -> tuple[jax.Array, KVCache]:
+        `bias`, float[1 or B, N, T, S], is added to the logits.
+        """
+        return self.attend(x, *self.project_kv(x if source is None else source), mask, rotary, bias)
+
+    def extend(self, x: jax.Array, mask: IntervalMask, rotary: Rotary | None, cache: KVCache, layer: jax.Array,
+               bias: jax.Array | Distances | None = None) -> tuple[jax.Array, KVCache]:
         """Self-attention of T' new tokens [B, T', D] to all that the cache holds, themselves included."""
-        q, (k, v) = self.q(x), self.project_kv(x)
+        (q, bias), (k, v) = self._queries(x, bias), self.project_kv(x)
         if rotary is not None:
             q, k = rotary.rotate_q(q), rotary.rotate_k(k)
         cache = cache.write(layer, k, v)
-        if x.shape[1] == 1:
-            out = cached_attention(q[:, 0], cache.k, cache.v, layer, mask=mask)[:, None]
+        if x.shape[1] == 1 and bias is None:        # the kernel of decoding takes no bias
+            out = cached_attention(q[:, 0], cache.k, cache.v, layer, mask=mask, scale=self.scale)[:, None]
         else:
             k, v = (store.astype(q.dtype) for store in cache.read(layer, self.head_dim))
-            out = attention(q, k, v, mask=mask)
+            out = attention(q, k, v, mask=mask, bias=bias, scale=self.scale)
         return self._finish(out), cache
+
+    def _queries(self, x: jax.Array, bias: jax.Array | Distances | None) -> tuple[jax.Array, jax.Array | None]:
+        """Queries of x, and the bias of the logits as an array."""
+        q = self.q(x)
+        if not self.relative:
+            return q, bias
+        scale = self.head_dim**-0.5 if self.scale is None else self.scale
+        towards = bias.scores(q + self.distance_bias.astype(q.dtype), self.distance(bias.features))
+        return q + self.content_bias.astype(q.dtype), scale * towards
 
     def _finish(self, heads: jax.Array) -> jax.Array:
         heads = shard(heads, "batch", "seq", "act_heads", None)

@@ -18,11 +18,13 @@ ACTIVATIONS = {
     "relu": jax.nn.relu,
     "squared_relu": lambda x: jnp.square(jax.nn.relu(x)),           # Flamingo, after Primer (arXiv:2109.08668)
     "swiglu": jax.nn.silu,                                          # gated: silu(gate) * up (arXiv:2002.05202)
+    "geglu_tanh": lambda x: jax.nn.gelu(x, approximate=True),       # gated: T5 v1.1, of the same paper
 }
+GATED = ("swiglu", "geglu_tanh")
 
 
 class Mlp(nn.Module):
-    """W_2 · LN*(act(W_1 x)), or W_2 · (silu(W_g x) * W_1 x) for "swiglu".
+    """W_2 · LN*(act(W_1 x)), or W_2 · LN*(act(W_g x) * W_1 x) for an activation of `GATED`.
 
     Attributes:
         embed_dim: D, width of input and output.
@@ -54,7 +56,7 @@ class Mlp(nn.Module):
 
         act = ACTIVATIONS[self.activation]
         h = linear("up", self.embed_dim, self.mlp_dim, ("embed", "mlp"))(x)
-        if self.activation == "swiglu":
+        if self.activation in GATED:
             h = act(linear("gate", self.embed_dim, self.mlp_dim, ("embed", "mlp"))(x)) * h
         else:
             h = act(h)

@@ -16,7 +16,9 @@ from flax import linen as nn
 from mmjax.kernels.attention import IntervalMask, Rotary
 from mmjax.layers.attention import KVCache
 from mmjax.layers.block import Block
+from mmjax.layers.moe import Statistics
 from mmjax.layers.params import Named, init_params
+from mmjax.layers.relative import Distances
 from mmjax.parallel import shard
 
 REMAT_POLICIES = {
@@ -75,23 +77,30 @@ def stack_params(owner: nn.Module, name: str, module: nn.Module, num_layers: int
     return owner.param(name, init_stack(module, num_layers, *example))
 
 
-def run_stack(block: Block, params: Any, x: jax.Array, mask: IntervalMask, *, rotary: Rotary | None = None,
-              key: jax.Array | None = None, cache: KVCache | None = None, hook: Hook | None = None,
-              remat: str = "full") -> tuple[jax.Array, KVCache | None]:
+def run_stack(block: Block, params: Any, x: jax.Array, mask: IntervalMask, **options
+              ) -> tuple[jax.Array, KVCache | None]:
+    """`run_layers` without the statistics of experts."""
+    return run_layers(block, params, x, mask, **options)[:2]
+
+
+def run_layers(block: Block, params: Any, x: jax.Array, mask: IntervalMask, *, rotary: Rotary | None = None,
+               bias: jax.Array | Distances | None = None, key: jax.Array | None = None, cache: KVCache | None = None,
+               hook: Hook | None = None, remat: str = "full") -> tuple[jax.Array, KVCache | None, Statistics]:
     """Runs stacked blocks over x.
 
     Args:
         block: the unbound block all layers share.
         params: its parameters with a leading dimension L.
         x: float[B, T, D].
-        mask, rotary: as for `attention`, equal in all layers.
+        mask, rotary, bias: as for `Attention`, equal in all layers.
         key: dropout key, or None.
         cache: keys and values of all L layers, to read and extend.
         hook: layers that run in between.
         remat: a key of `REMAT_POLICIES`: what the backward pass recomputes.
 
     Returns:
-        float[B, T, D], and the cache with each layer's new keys and values (its lengths as they were).
+        float[B, T, D], the cache with each layer's new keys and values (its lengths as they were), and the statistics
+        of experts, stacked over layers.
     """
     num_layers, x = jax.tree.leaves(params)[0].shape[0], shard(x, "batch", "seq", "act_embed")
 
@@ -99,21 +108,24 @@ def run_stack(block: Block, params: Any, x: jax.Array, mask: IntervalMask, *, ro
         x, cache = carry
         p, i = inputs
         k = None if key is None else jax.random.fold_in(key, i)
-        return block.apply({"params": p}, x, mask, rotary, k, cache, i), None
+        x, cache, statistics = block.apply({"params": p}, x, mask, rotary, k, cache, i, bias, method="run")
+        return (x, cache), statistics
 
     layer = _remat(layer, remat)
     layers = (params, jnp.arange(num_layers))
     if hook is None:
-        return jax.lax.scan(layer, (x, cache), layers)[0]
+        carry, statistics = jax.lax.scan(layer, (x, cache), layers)
+        return *carry, statistics
 
     run_hook = _remat(hook.apply, remat)
 
     def group(carry, inputs):
         hook_params, group_layers = inputs
         x, cache = carry
-        return jax.lax.scan(layer, (run_hook(hook_params, x), cache), group_layers)[0], None
+        return jax.lax.scan(layer, (run_hook(hook_params, x), cache), group_layers)
 
-    return _run_groups(group, layer, (x, cache), layers, hook, num_layers)
+    carry, statistics = _run_groups(group, layer, (x, cache), layers, hook, num_layers)
+    return *carry, statistics
 
 
 def _run_groups(group, layer, carry, layers, hook: Hook, num_layers: int):
@@ -124,17 +136,20 @@ def _run_groups(group, layer, carry, layers, hook: Hook, num_layers: int):
     """
     n, start = hook.every, min(hook.offset, num_layers)
     whole = (num_layers - start) // n
-    end = start + whole * n
+    end, parts = start + whole * n, []
     if start:
-        carry, _ = jax.lax.scan(layer, carry, _part(layers, 0, start))
+        carry, statistics = jax.lax.scan(layer, carry, _part(layers, 0, start))
+        parts.append(statistics)
     if whole:
         # Where n divides L this reshape is free; otherwise the slice copies the parameters once a step.
         grouped = jax.tree.map(lambda a: a.reshape(whole, n, *a.shape[1:]), _part(layers, start, end))
-        carry, _ = jax.lax.scan(group, carry, (_part(hook.params, 0, whole), grouped))
+        carry, statistics = jax.lax.scan(group, carry, (_part(hook.params, 0, whole), grouped))
+        parts.append(jax.tree.map(lambda a: a.reshape(whole * n, *a.shape[2:]), statistics))
     if end < num_layers:
         last = jax.tree.map(lambda a: a[whole], hook.params)
-        carry, _ = group(carry, (last, _part(layers, end, num_layers)))
-    return carry
+        carry, statistics = group(carry, (last, _part(layers, end, num_layers)))
+        parts.append(statistics)
+    return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *parts)
 
 
 def _part(tree: Any, start: int, stop: int) -> Any:

@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from mmjax.kernels.attention import mask as masks
-from mmjax.layers import Block, BlockConfig, Hook, init_stack, num_hooks, run_stack, unbox
+from mmjax.layers import Block, BlockConfig, Hook, init_stack, num_hooks, run_layers, run_stack, unbox
 
 CONFIG = BlockConfig(8, 2, 12, dropout=0.1)
 MASK = masks.causal(np.ones((2, 5), np.int32))
@@ -44,12 +44,13 @@ def test_every_layer_drops_its_own_units(stack):
 
 
 class Recorder(nn.Module):
-    """A block that records that it ran: moves the tape x by one cell and leaves a 0 in the first."""
+    """A block that records that it ran: moves the tape x by one cell and leaves a 0 in the first; counts the 0s."""
 
     @nn.compact
-    def __call__(self, x, mask, rotary=None, key=None, cache=None, layer=None):
+    def run(self, x, mask, rotary=None, key=None, cache=None, layer=None, bias=None):
         self.param("unused", nn.initializers.zeros, ())
-        return jnp.roll(x, 1, axis=1).at[:, 0].set(0), cache
+        x = jnp.roll(x, 1, axis=1).at[:, 0].set(0)
+        return x, cache, {"ran": (x == 0).sum()}
 
 
 @pytest.mark.quick
@@ -64,7 +65,8 @@ def test_hooks_run_in_order_before_every_nth_block(num_layers, every, offset, co
     hook = Hook(lambda k, x: jnp.roll(x, 1, axis=1).at[:, 0].set(k), number, every, offset)
     tape = jnp.full((1, num_layers + count + 1, 1), -1.0)
     params = {"unused": jnp.zeros(num_layers)}
-    got, _ = jax.jit(lambda tape: run_stack(Recorder(parent=None), params, tape, MASK, hook=hook))(tape)
+    got, _, statistics = jax.jit(lambda tape: run_layers(Recorder(parent=None), params, tape, MASK, hook=hook))(tape)
+    np.testing.assert_array_equal(statistics["ran"], np.arange(num_layers) + 1)
     want, seen = [-1], 0
     for block in range(num_layers):
         if block >= offset and (block - offset) % every == 0:
