@@ -1,4 +1,4 @@
-"""Vision transformer with the options of CLIP's."""
+"""Vision transformer with the options of CLIP, SigLIP, EVA, EVA-02 and AIM; `parts.vision_presets` has their sizes."""
 
 import dataclasses
 from typing import Any
@@ -7,9 +7,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mmjax.kernels.attention import IntervalMask, Rotary
 from mmjax.kernels.attention import mask as masks
-from mmjax.layers import Block, BlockConfig, Linear, Norm, param, run_stack, stack_params
-from mmjax.parallel import reshape, shard
+from mmjax.layers import Block, BlockConfig, Linear, param, run_stack, stack_params
+from mmjax.parallel import shard
+from mmjax.parts.patches import drop_patches, grid_positions, patchify, sincos_positions
+
+POSITIONS = ("learned", "sincos")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +35,11 @@ class ViTConfig:
         remat: what the backward pass recomputes, see `layers.stack.REMAT_POLICIES`.
         budget: images of a batch that go through the tower at a time, spread over all devices; 0 for all slots at
             once, used or not. See `parts.visual.visual_tokens`.
+        patch_norm: norm on the patches before positions are added (AIM).
+        positions: "learned", a table that has a row for the class token too; "sincos", fixed (AIM).
+        rotary_grid: queries and keys also turn by row and column, as if the grid had this side (EVA-02: 16); 0 for no
+            rotation.
+        patch_dropout: share of the patches left out when the tower is given a key (FLIP, arXiv:2212.00794).
     """
 
     image_size: int = 224
@@ -46,6 +55,10 @@ class ViTConfig:
     pixel_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     remat: str = "full"
     budget: int = 0
+    patch_norm: bool = False
+    positions: str = "learned"
+    rotary_grid: int = 0
+    patch_dropout: float = 0.0
 
     def __post_init__(self):
         if self.image_size % self.patch_size:
@@ -54,11 +67,20 @@ class ViTConfig:
             raise ValueError(f"budget={self.budget} must not be negative; 0 is for all slots at once")
         if not 0 <= self.num_last_layers <= self.num_layers:
             raise ValueError(f"num_last_layers={self.num_last_layers} must lie in 0..num_layers={self.num_layers}")
+        if self.positions not in POSITIONS:
+            raise ValueError(f"unknown positions {self.positions!r}; choose from {', '.join(POSITIONS)}")
+        if not 0 <= self.patch_dropout < 1:
+            raise ValueError(f"patch_dropout={self.patch_dropout} must be at least 0 and below 1")
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side."""
+        return self.image_size // self.patch_size
 
     @property
     def num_tokens(self) -> int:
         """Output tokens per image: patches and the class token."""
-        return (self.image_size // self.patch_size) ** 2 + self.class_token
+        return self.grid**2 + self.class_token
 
 
 class ViT(nn.Module):
@@ -69,16 +91,18 @@ class ViT(nn.Module):
     def setup(self):
         c = self.config
         width, dtype = c.block.embed_dim, jnp.dtype(c.block.dtype)
-        norm = lambda: Norm(width, c.block.norm, c.block.norm_eps, c.block.use_bias, dtype)  # noqa: E731
         self.patch_embed = Linear((3 * c.patch_size**2,), (width,), ("patch", "embed"), c.patch_bias, dtype=dtype)
         init = nn.initializers.normal(width**-0.5)
+        if c.patch_norm:
+            self.patch_norm = c.block.make_norm()
         if c.class_token:
             self.class_embed = param(self, "class_embed", init, (width,), ("norm",))
-        self.position_embed = param(self, "position_embed", init, (c.num_tokens, width), ("patch", "embed"))
+        if c.positions == "learned":
+            self.position_embed = param(self, "position_embed", init, (c.num_tokens, width), ("patch", "embed"))
         if c.pre_norm:
-            self.pre_norm = norm()
+            self.pre_norm = c.block.make_norm()
         if c.final_norm:
-            self.final_norm = norm()
+            self.final_norm = c.block.make_norm()
         example = (jax.ShapeDtypeStruct((1, 1, width), dtype), masks.all_keys(1, 1, 1))
         self.block = Block(c.block, parent=None)
         first = c.num_layers - c.num_last_layers
@@ -86,11 +110,14 @@ class ViT(nn.Module):
         self.last_blocks = (stack_params(self, "last_blocks", self.block, c.num_last_layers, *example)
                             if c.num_last_layers else None)
 
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: jax.Array, key: jax.Array | None = None, prefix: jax.Array | None = None) -> jax.Array:
         """Encodes images.
 
         Args:
             images: uint8[B, H, W, 3] RGB with H = W = image_size.
+            key: for dropout, of patches too; None for none.
+            prefix: int32[B], how many first tokens see each other; the later ones see those before them. None where
+                all see all.
 
         Returns:
             float[B, P, D]: the class token, if any, then the patches in row-major order.
@@ -102,31 +129,54 @@ class ViT(nn.Module):
         if images.shape[1:] != (c.image_size, c.image_size, 3):
             raise ValueError(f"images {list(images.shape)} must be [B, {c.image_size}, {c.image_size}, 3]; "
                              "image_size of the vision tower and of the data must agree")
-        x = self.patch_embed(patchify(self._normalize(images), c.patch_size))
-        if c.class_token:
-            first = jnp.broadcast_to(self.class_embed.astype(x.dtype), (x.shape[0], 1, x.shape[2]))
-            first = shard(first, "batch", None, None)
-            x = jnp.concatenate([first, x], axis=1)
-        x = x + self.position_embed.astype(x.dtype)
+        key_patches, key_blocks = (None, None) if key is None else jax.random.split(key)
+        x, places = self._embed(images, key_patches)
         if c.pre_norm:
             x = self.pre_norm(x)
-        mask = masks.all_keys(x.shape[0], x.shape[1], x.shape[1])
+        mask = _mask(x.shape[0], x.shape[1], prefix)
         for params in (self.blocks, self.last_blocks):
             if params is not None:
-                x, _ = run_stack(self.block, params, x, mask, remat=c.remat)
+                x, _ = run_stack(self.block, params, x, mask, rotary=self._rotary(places), key=key_blocks,
+                                 remat=c.remat)
         return self.final_norm(x) if c.final_norm else x
+
+    def _embed(self, images: jax.Array, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """Tokens float[B, P, D] with their positions added, and int32[B, P, 2] where on the grid they are."""
+        c = self.config
+        x = self.patch_embed(patchify(self._normalize(images), c.patch_size))
+        if c.patch_norm:
+            x = self.patch_norm(x)
+        table = self.position_embed if c.positions == "learned" else sincos_positions(c.grid, x.shape[2])
+        table = jnp.asarray(table, x.dtype)
+        places = jnp.broadcast_to(grid_positions(c.grid), (*x.shape[:2], 2))
+        x = x + table[len(table) - x.shape[1]:]
+        if key is not None and c.patch_dropout:
+            x, kept = drop_patches(x, c.patch_dropout, key)
+            places = jnp.take_along_axis(places, kept[..., None], axis=1)
+        if not c.class_token:
+            return x, places
+        first = self.class_embed.astype(x.dtype)
+        if c.positions == "learned":
+            first = first + table[0]
+        first = shard(jnp.broadcast_to(first, (x.shape[0], 1, x.shape[2])), "batch", None, None)
+        return jnp.concatenate([first, x], axis=1), jnp.pad(places, ((0, 0), (1, 0), (0, 0)))
+
+    def _rotary(self, places: jax.Array) -> Rotary | None:
+        """Rotation by row and column; none at the class token, which stands at the origin."""
+        c = self.config
+        if not c.rotary_grid:
+            return None
+        return Rotary(places, places, layout="interleaved", position_scale=c.rotary_grid / c.grid)
 
     def _normalize(self, images: jax.Array) -> jax.Array:
         mean, std = (jnp.asarray(v, jnp.float32) for v in (self.config.pixel_mean, self.config.pixel_std))
         return (images.astype(jnp.float32) / 255.0 - mean) / std
 
 
-def patchify(images: jax.Array, patch_size: int) -> jax.Array:
-    """Cuts float[B, H, W, C] into float[B, P, patch_size² · C] patches, row-major in space and inside a patch."""
-    b, h, w, c = images.shape
-    rows, columns = h // patch_size, w // patch_size
-    x = reshape(images, (b, rows, patch_size, columns, patch_size, c), "batch", *[None] * 5)
-    return reshape(x.transpose(0, 1, 3, 2, 4, 5), (b, rows * columns, patch_size**2 * c), "batch", None, None)
+def _mask(batch_size: int, num_tokens: int, prefix: jax.Array | None) -> IntervalMask:
+    if prefix is None:
+        return masks.all_keys(batch_size, num_tokens, num_tokens)
+    return masks.prefix(jnp.ones((batch_size, num_tokens), jnp.int32), prefix[:, None])
 
 
 def pooled_features(tower: ViT, params: Any, images: jax.Array) -> jax.Array:

@@ -10,7 +10,8 @@ import pytest
 
 from mmjax.layers import BlockConfig, init_params, unbox
 from mmjax.parts.visual import encode_frames
-from mmjax.parts.vit import ViT, ViTConfig, patchify, pooled_features
+from mmjax.parts.patches import patchify
+from mmjax.parts.vit import ViT, ViTConfig, pooled_features
 
 CLIP = ViTConfig(image_size=8, patch_size=4, num_layers=3, block=BlockConfig(8, 2, 12, activation="quick_gelu"))
 PLAIN = dataclasses.replace(CLIP, class_token=False, patch_bias=True, pre_norm=False, final_norm=False)
