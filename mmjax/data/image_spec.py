@@ -57,8 +57,9 @@ class ImageSpec:
         resize_to: side before the middle `size` is cut; 0 for size itself.
         fill: RGB of the padding.
         draft: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size while that leaves `draft` times the pixels per side
-            that the resize asks for; 0 always decodes in full. Against that, 1.0 differs by about 1 grey level of 255
-            and takes half the time; 2.0 differs by half as much.
+            that the resize asks for; 0 always decodes in full. On photographs 1.0 differs from 0 by 0.4 to 2.1 grey
+            levels on average, most where the half is hardly larger than the result, and takes half the time; 1.5 by
+            0.6 at most, where it halves at all.
         min_side, max_aspect, max_pixels, max_bytes: what is refused.
         video: how frames of video files are taken.
     """

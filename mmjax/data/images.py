@@ -1,8 +1,8 @@
 """Encoded images to uint8 pixels, safely: limits are checked on the header, before anything is decoded.
 
-What every mode becomes: grey, bilevel and palette images become RGB; 16-bit channels keep their high byte; CMYK is
-converted by Pillow's formula (colour profiles are ignored); transparency is laid on white. An EXIF orientation
-is applied once. Of an animation the first frame is used.
+What every mode becomes: grey, bilevel and palette images become RGB; 16-bit channels keep their high byte; CMYK, which
+JPEG stores inverted, is converted by Pillow's formula (colour profiles are ignored); transparency is laid on white. An
+EXIF orientation is applied once. Of an animation the first frame is used.
 """
 
 import io
