@@ -1,7 +1,8 @@
-"""Decoder-only language model in the Magneto/KOSMOS form (Sub-LN, xPos) and the LLaMA/GPT/OPT form."""
+"""Decoder-only language model: Magneto/KOSMOS (Sub-LN, xPos), LLaMA, OPT, GPT-NeoX, MPT, Chinchilla, Mixtral."""
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,23 @@ from flax import linen as nn
 from mmjax.batch import Batch
 from mmjax.kernels.attention import Rotary
 from mmjax.kernels.attention import mask as masks
-from mmjax.layers import Block, BlockConfig, Embed, Hook, KVCache, Linear, Norm, dropout, run_stack, stack_params
+from mmjax.layers import (
+    Block,
+    BlockConfig,
+    Embed,
+    Hook,
+    KVCache,
+    Linear,
+    dropout,
+    router_losses,
+    run_layers,
+    stack_params,
+)
+from mmjax.layers.relative import Distances, alibi, distances, sinusoids
 from mmjax.losses import next_token_loss
 from mmjax.parallel import shard
 
-POSITIONS = ("learned", "rotary", "xpos")
+POSITIONS = ("learned", "rotary", "xpos", "alibi", "relative")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +37,16 @@ class DecoderConfig:
     Attributes:
         vocab_size: V.
         num_layers: blocks.
-        block: the block; `sub_norm` and `init_gain` make it a Magneto decoder.
-        positions: "learned" (GPT, OPT), "rotary" (LLaMA, arXiv:2104.09864) or "xpos" (KOSMOS-1, arXiv:2212.10554).
+        block: the block; `sub_norm` and `init_gain` make it a Magneto decoder, `norm_place="parallel"` GPT-NeoX, `moe`
+            a mixture of experts.
+        positions: "learned" (GPT, OPT), "rotary" (LLaMA, arXiv:2104.09864), "xpos" (KOSMOS-1, arXiv:2212.10554),
+            "alibi" (MPT, arXiv:2108.12409) or "relative" (Gopher and Chinchilla, after Transformer-XL,
+            arXiv:1901.02860). The last two give attention a bias of T x T numbers per head.
         max_positions: longest document; rows of a learned table, and twice the centre of the xPos scale.
+        position_offset: rows of a learned table before that of the first token; OPT has 2.
         rotary_base: base of the rotary angles.
         rotary_layout: "split" (LLaMA) or "interleaved" (xPos).
+        rotary_dim: leading features of each head that turn (GPT-NeoX turns a quarter); None for all.
         xpos_scale_base: tokens over which xPos decays by its smallest factor.
         tie_embeddings: whether the token table is the output head.
         scale_embedding: whether embeddings, of text and images, are multiplied by sqrt(D) (KOSMOS-1).
@@ -41,8 +59,10 @@ class DecoderConfig:
     block: BlockConfig
     positions: str = "rotary"
     max_positions: int = 2048
+    position_offset: int = 0
     rotary_base: float = 10_000.0
     rotary_layout: str = "split"
+    rotary_dim: int | None = None
     xpos_scale_base: float = 512.0
     tie_embeddings: bool = True
     scale_embedding: bool = False
@@ -52,6 +72,9 @@ class DecoderConfig:
     def __post_init__(self):
         if self.positions not in POSITIONS:
             raise ValueError(f"unknown positions {self.positions!r}; choose from {', '.join(POSITIONS)}")
+        if self.block.relative != (self.positions == "relative"):
+            raise ValueError(f"positions={self.positions!r} with block.relative={self.block.relative}: the terms of "
+                             "distance are parameters of the block; set both or neither")
 
 
 class Decoder(nn.Module):
@@ -66,12 +89,13 @@ class Decoder(nn.Module):
         std = width**-0.5 if c.scale_embedding else 0.02
         self.token_embed = Embed(c.vocab_size, width, std=std, dtype=dtype)
         if c.positions == "learned":
-            self.position_embed = Embed(c.max_positions, width, ("patch", "embed"), std=0.02, dtype=dtype)
+            rows = c.max_positions + c.position_offset
+            self.position_embed = Embed(rows, width, ("patch", "embed"), std=0.02, dtype=dtype)
         self.block = Block(c.block, parent=None)
         self.blocks = stack_params(
             self, "blocks", self.block, c.num_layers, jax.ShapeDtypeStruct((1, 1, width), dtype),
-            masks.all_keys(1, 1, 1))
-        self.final_norm = Norm(width, c.block.norm, c.block.norm_eps, c.block.use_bias, dtype)
+            masks.all_keys(1, 1, 1), None, None, None, None, self._bias(jnp.zeros((1, 1), jnp.int32), 1))
+        self.final_norm = c.block.make_norm()
         if not c.tie_embeddings:
             self.head = Linear((width,), (c.vocab_size,), ("embed", "vocab"), use_bias=False, dtype=dtype,
                                out_dtype=jnp.float32)
@@ -87,13 +111,20 @@ class Decoder(nn.Module):
 
     def loss(self, x: jax.Array, batch: Batch, *, key: jax.Array | None = None, hook: Hook | None = None
              ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """`losses.token_cross_entropy` of the logits of `run`, which need not exist all at once."""
-        x = self.features(x, batch.segment_ids, batch.positions, key=key, hook=hook)
+        """`losses.token_cross_entropy` of the logits of `run`, which need not exist all at once.
+
+        With experts the losses of their routers are added; the metric "loss" stays the cross-entropy.
+        """
+        x, statistics = self._features(x, batch.segment_ids, batch.positions, key, hook)
         if self.config.tie_embeddings:
             matrix, vocab_axis = self.token_embed.table, 0
         else:
             matrix, vocab_axis = self.head.variables["params"]["kernel"], 1
-        return next_token_loss(x, matrix, batch.targets, batch.loss_weights, vocab_axis)
+        loss, metrics = next_token_loss(x, matrix, batch.targets, batch.loss_weights, vocab_axis)
+        if self.config.block.moe is None:
+            return loss, metrics
+        extra, more = router_losses(self.config.block.moe, statistics)
+        return loss + extra, metrics | more
 
     def features(self, x: jax.Array, segment_ids: jax.Array, positions: jax.Array, *, key: jax.Array | None = None,
                  hook: Hook | None = None) -> jax.Array:
@@ -109,11 +140,17 @@ class Decoder(nn.Module):
         Returns:
             dtype[B, T, D], to which the head is applied.
         """
+        return self._features(x, segment_ids, positions, key, hook)[0]
+
+    def _features(self, x, segment_ids, positions, key, hook) -> tuple[jax.Array, Any]:
+        """`features`, and the statistics of experts."""
         key_embed, key_blocks = (None, None) if key is None else jax.random.split(key)
         x = dropout(self._place(x, positions), self.config.embed_dropout, key_embed)
-        x, _ = run_stack(self.block, self.blocks, x, masks.causal(segment_ids), rotary=self._rotary(positions),
-                         key=key_blocks, hook=hook, remat=self.config.remat)
-        return self.final_norm(x)
+        index = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
+        x, _, statistics = run_layers(
+            self.block, self.blocks, x, masks.causal(segment_ids), rotary=self._rotary(positions),
+            bias=self._bias(index, x.shape[1]), key=key_blocks, hook=hook, remat=self.config.remat)
+        return self.final_norm(x), statistics
 
     def extend(self, x: jax.Array, cache: KVCache, num_new: jax.Array, hook: Hook | None = None
                ) -> tuple[jax.Array, KVCache]:
@@ -130,8 +167,9 @@ class Decoder(nn.Module):
         """
         positions = cache.positions(x.shape[1])
         mask = masks.decode(cache.lengths, x.shape[1])
-        x, cache = run_stack(self.block, self.blocks, self._place(x, positions), mask,
-                             rotary=self._rotary(positions), cache=cache, hook=hook, remat="none")
+        x, cache, _ = run_layers(self.block, self.blocks, self._place(x, positions), mask,
+                                 rotary=self._rotary(positions), bias=self._bias(positions, cache.k.shape[2]),
+                                 cache=cache, hook=hook, remat="none")
         return self._logits(self.final_norm(x)), cache.replace(lengths=cache.lengths + num_new)
 
     def __call__(self, batch: Batch) -> jax.Array:
@@ -143,16 +181,26 @@ class Decoder(nn.Module):
         if self.config.scale_embedding:
             x = x * math.sqrt(self.config.block.embed_dim)
         if self.config.positions == "learned":
-            x = x + self.position_embed(positions)
+            x = x + self.position_embed(positions + self.config.position_offset)
         return x
 
     def _rotary(self, positions: jax.Array) -> Rotary | None:
         c = self.config
-        if c.positions == "learned":
+        if c.positions not in ("rotary", "xpos"):
             return None
         scale_base = c.xpos_scale_base if c.positions == "xpos" else None
-        return Rotary(positions, positions, base=c.rotary_base, layout=c.rotary_layout, xpos_scale_base=scale_base,
-                      xpos_center=c.max_positions // 2)
+        return Rotary(positions, positions, base=c.rotary_base, layout=c.rotary_layout, rotary_dim=c.rotary_dim,
+                      xpos_scale_base=scale_base, xpos_center=c.max_positions // 2)
+
+    def _bias(self, index: jax.Array, num_keys: int) -> jax.Array | Distances | None:
+        """What attention reads of the positions of queries int32[1 or B, T] among `num_keys` keys."""
+        c = self.config
+        if c.positions == "alibi":
+            return alibi(distances(index, num_keys), c.block.num_heads)
+        if c.positions == "relative":
+            return Distances(sinusoids(num_keys, c.block.embed_dim),
+                             jnp.clip(distances(index, num_keys), 0, num_keys - 1))
+        return None
 
     def _logits(self, x: jax.Array) -> jax.Array:
         logits = self.token_embed.attend(x) if self.config.tie_embeddings else self.head(x)

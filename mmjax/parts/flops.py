@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmjax.batch import Batch
+from mmjax.layers import GATED
 from mmjax.parts.connectors import AttentivePoolConfig
 from mmjax.parts.decoder import DecoderConfig
 from mmjax.parts.gated_xattn import GatedXAttnConfig
@@ -99,7 +100,9 @@ def layer(block: Any, rows: float, pairs: float, trains: bool, to_input: bool) -
     n, k, h = block.heads
     d, f = block.embed_dim, block.mlp_dim
     inner = trains or to_input
-    matrices = 3 if block.activation == "swiglu" else 2
+    matrices = 3 if block.activation in GATED else 2
+    if block.moe is not None:
+        f *= block.moe.top_k            # the router's D x E numbers are not counted
     return (product(rows, d * (n + 2 * k) * h, trains, to_input) + scores(pairs, n * h, inner)
             + product(rows, n * h * d + matrices * d * f, trains, inner))
 
