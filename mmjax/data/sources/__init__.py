@@ -11,9 +11,11 @@ from typing import Any
 
 from mmjax.data.sources.array_record import ArrayRecordSource
 from mmjax.data.sources.interface import DocumentSource, FileSource
+from mmjax.data.sources.webdataset import WebDatasetSource
 
 FORMATS: dict[str, type[FileSource]] = {
     "array_record": ArrayRecordSource,
+    "webdataset": WebDatasetSource,
 }
 
 __all__ = ["FORMATS", "DocumentSource", "check_source", "open_source"]

@@ -1,5 +1,6 @@
 """Indices of large files: made in one pass, kept beside the file or in a cache folder, and checked before each use."""
 
+import functools
 import hashlib
 import os
 import tempfile
@@ -12,6 +13,7 @@ from mmjax.data.documents import MAX_DOCUMENT_BYTES, DocumentError
 from mmjax.data.sources.interface import sample_digest
 
 _VERSION = 1
+_OPEN_FILES = 200                               # per process; many systems allow 1024
 Index = dict[str, np.ndarray]
 
 
@@ -71,6 +73,22 @@ def _save(place: Path, stamp: str, index: Index) -> bool:
         return False
 
 
+class _Handle:
+    """An open file, closed when nobody has it any more: neither the cache nor a thread that is reading."""
+
+    def __init__(self, file: str):
+        self.descriptor = os.open(file, os.O_RDONLY)
+
+    def __del__(self):
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+@functools.lru_cache(maxsize=_OPEN_FILES)
+def _open(file: str, stamp: tuple[int, int]) -> _Handle:
+    return _Handle(file)
+
+
 class ByteFile:
     """Reads ranges of a file that must stay as it was when this was made."""
 
@@ -86,11 +104,10 @@ class ByteFile:
         """
         if stop - start > MAX_DOCUMENT_BYTES:
             raise DocumentError(f"{stop - start} bytes; the limit is {MAX_DOCUMENT_BYTES}")
-        with open(self.file, "rb", buffering=0) as f:
-            if _stamp(os.fstat(f.fileno())) != self._stamp:
-                raise DocumentError(f"{self.file} was changed after it was opened")
-            f.seek(start)
-            data = f.read(stop - start)
+        handle = _open(self.file, self._stamp)
+        if _stamp(os.fstat(handle.descriptor)) != self._stamp:
+            raise DocumentError(f"{self.file} was changed after it was opened")
+        data = os.pread(handle.descriptor, stop - start, start)
         if len(data) != stop - start:
             raise DocumentError(f"bytes {start} to {stop} end at {start + len(data)}")
         return data
