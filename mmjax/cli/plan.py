@@ -58,9 +58,7 @@ def argument_of(argv: Sequence[str]) -> str:
 def plan_stage(title: str, name: str, config: StageConfig, machine: Machine, search: bool) -> list[Report]:
     """Plans a stage as configured and, for `search`, the best variants; prints each as soon as it is known."""
     first, step = plan_one(title, name, config, machine)
-    estimate = memory.of_activations(config, _sizes(config, machine))
-    measured = first.memory["rest"] / estimate if estimate else 1.0
-    others = Search(config, machine, report.model_costs(config, step), factor=min(max(measured, 0.3), 3.0))
+    others = Search(config, machine, report.model_costs(config, step), _factor(config, machine, first, step))
     if not first.fits:
         near = others.nearest(_sizes(config, machine))
         remark = f"the nearest that fits, by estimate: {near.text}" if near else \
@@ -84,6 +82,7 @@ def plan_stage(title: str, name: str, config: StageConfig, machine: Machine, sea
 
 def plan_one(title: str, name: str, config: StageConfig, machine: Machine) -> tuple[Report, lowering.Step]:
     """Traces and compiles one variant."""
+    machines.check_dcn(machine, config.dcn)
     mesh = make_mesh(config.mesh, machine.devices, dcn=config.dcn)
     check_rows(name, config, mesh)
     step = lowering.trace(config, mesh)
@@ -98,6 +97,13 @@ def save(reports: Sequence[Report], folder: Path) -> None:
     path.with_name(path.name + ".json").write_text(values + "\n")
     picture.draw(reports, path.with_name(path.name + ".png"))
     print(f"saved {path}.json and .png")
+
+
+def _factor(config: StageConfig, machine: Machine, compiled: Report, step: lowering.Step) -> float:
+    """Activations by the compiler over those by estimate; at least 1 where the compiler gave up before the end."""
+    sizes = _sizes(config, machine)
+    rest = compiled.memory["rest"] - memory.of_workspace(config, step.plan.template, sizes)
+    return min(max(rest / memory.of_activations(config, sizes), 0.3 if compiled.traffic else 1.0), 3.0)
 
 
 def _sizes(config: StageConfig, machine: Machine) -> dict[str, int]:

@@ -4,7 +4,7 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -91,6 +91,22 @@ def find(text: str) -> Machine:
     if name in targets.GPUS:
         return Machine(text, CHIPS[name], _gpus(name, dims, text), dims)
     return Machine(text, CHIPS[name], _tpus(name, dims, slices, text), dims, slices)
+
+
+def check_dcn(machine: Machine, dcn: Mapping[str, int]) -> None:
+    """Checks that a config's `dcn` cuts its mesh where the machine has its slower network.
+
+    Raises:
+        ConfigError: if it has another number of parts than there are slices of TPUs, or hosts of GPUs.
+    """
+    asked, count, what = math.prod(dcn.values()), machine.slices, "slice" if machine.platform == "tpu" else "host"
+    if machine.platform == "gpu":
+        count = len(machine.devices) // machine.dims[0]
+    if asked == count or asked == 1 and machine.platform == "gpu":      # NVLink or not, GPUs see one network
+        return
+    wanted = f"set dcn so that its sizes multiply to {count}, such as dcn.data={count}" if count > 1 else "leave it out"
+    raise ConfigError(f"dcn={dict(dcn)} cuts the mesh into {asked} parts, but {machine.name} has "
+                      f"{count} {what}{'s' if count > 1 else ''}; {wanted}, or take another topology")
 
 
 def _some(devices: Sequence[Any], count: int, text: str) -> Sequence[Any]:

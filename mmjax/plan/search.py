@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import AbstractMesh
@@ -109,13 +109,16 @@ class Search:
         row_parts = config.accumulate * math.prod(sizes[axis] for axis in RULES["batch"])
         if any(data.batch_size % row_parts or data.seq_len % sizes["seq"] for data in config.data.sets.values()):
             return False
+        if any(sizes[axis] % parts for axis, parts in config.dcn.items()):
+            return False
         leaves = jax.tree.leaves((self._plan.template.trainable, self._plan.template.frozen))
         return all(dim % memory.parts((entry,), sizes) == 0
                    for leaf in leaves for dim, entry in zip(leaf.shape, leaf.sharding.spec, strict=False))
 
     def _estimate(self, config: StageConfig, sizes: Mapping[str, int], rows: float) -> Candidate:
         groups = memory.of_state(self._plan.template, {}, sizes)
-        needed = sum(groups.values()) + self._factor * memory.of_activations(config, sizes)
+        needed = (sum(groups.values()) + memory.of_workspace(config, self._plan.template, sizes)
+                  + self._factor * memory.of_activations(config, sizes))
         config = dataclasses.replace(config, mesh=dict(sizes))
         return Candidate(config, needed, max(self._compute(config, rows), self._network(config, sizes)), rows)
 
@@ -127,9 +130,8 @@ class Search:
 
     def _network(self, config: StageConfig, sizes: Mapping[str, int]) -> float:
         """Seconds of what must be sent: parameters gathered and gradients reduced, activations of split layers."""
-        params = memory.of_arrays(self._plan.template.trainable, sizes | {"fsdp": 1}) / 2      # gathered in bfloat16
-        grads = 2 * params
-        params += memory.of_arrays(self._plan.template.frozen, sizes | {"fsdp": 1})
+        split, whole = _over_fsdp(self._plan.template.trainable, sizes)
+        params = split / 2 + _over_fsdp(self._plan.template.frozen, sizes)[0]       # gathered in bfloat16
         batches = config.accumulate * len(config.data.sets)
         passes = (2 + (config.model.lm.remat == "full")) * batches
         lm = config.model.lm
@@ -137,8 +139,8 @@ class Search:
         tokens /= math.prod(sizes[axis] for axis in (*RULES["batch"], "seq"))
         activations = 2 * tokens * lm.block.embed_dim * lm.num_layers
         sent = {
-            "fsdp": passes * params + grads * batches,
-            "data": 2 * grads / sizes["fsdp"],
+            "fsdp": passes * params + split * batches + 2 * whole,
+            "data": 2 * (split / sizes["fsdp"] + whole),
             "model": 12 * activations,          # two sums of the residual stream in each of three passes
             "seq": 6 * activations,             # keys and values once round in each of three passes
         }
@@ -147,6 +149,18 @@ class Search:
     def _bandwidth(self, axis: str, sizes: Mapping[str, int]) -> float:
         stride = math.prod(sizes[a] for a in AXES[AXES.index(axis) + 1:])
         return self._machine.bandwidth([stride * i for i in range(sizes[axis])])
+
+
+def _over_fsdp(tree: Any, sizes: Mapping[str, int]) -> tuple[float, float]:
+    """Bytes of the arrays that are split over `fsdp`, once gathered, and of those that lie whole along it."""
+    split = whole = 0.0
+    for leaf in jax.tree.leaves(tree):
+        gathered = memory.of_arrays(leaf, sizes | {"fsdp": 1})
+        if gathered > memory.of_arrays(leaf, sizes):
+            split += gathered
+        else:
+            whole += gathered
+    return split, whole
 
 
 def meshes(num_devices: int) -> Iterator[dict[str, int]]:

@@ -64,6 +64,22 @@ def test_gpus_of_several_hosts_share_their_network_cards():
     assert found.bandwidth(range(0, 32, 8)) == card
 
 
+@pytest.mark.parametrize("platform, sizes, dcn, words", [
+    ("tpu", dict(dims=(4, 4), slices=2), {}, ["2 slices", "dcn.data=2"]),
+    ("tpu", dict(dims=(4, 4)), {"data": 2}, ["dcn={'data': 2}", "1 slice", "leave it out"]),
+    ("gpu", dict(dims=(8, 2)), {"data": 4}, ["4 parts", "2 hosts"]),
+    ("tpu", dict(dims=(4, 4), slices=2), {"data": 2}, []), ("tpu", dict(dims=(4, 4)), {"data": 1}, []),
+    ("gpu", dict(dims=(8, 2)), {"fsdp": 2}, []), ("gpu", dict(dims=(8, 2)), {}, []), ("cpu", dict(dims=(8,)), {}, []),
+])
+def test_a_mesh_is_cut_where_the_machine_is(platform, sizes, dcn, words):
+    found = Machine("there", CHIPS["v5e"], [types.SimpleNamespace(platform=platform)] * 16, **sizes)
+    if not words:
+        return machine.check_dcn(found, dcn)
+    with pytest.raises(ConfigError) as error:
+        machine.check_dcn(found, dcn)
+    assert all(word in str(error.value) for word in words), error.value
+
+
 @pytest.mark.parametrize("kind, name", [
     ("TPU v5 lite", "v5e"), ("TPU v5", "v5p"), ("TPU v5p", "v5p"), ("TPU v4", "v4"), ("NVIDIA H100 80GB HBM3", "h100"),
     ("NVIDIA H200", "h200"), ("TPU7x", "v7x"), ("cpu", None),

@@ -69,6 +69,7 @@ def test_the_nearest_mesh_is_the_one_with_the_fewest_doublings():
     needs = {f: memory.of_state(roomy._plan.template, {}, dict.fromkeys(AXES, 1) | {"data": 8 // f, "fsdp": f})
              for f in (1, 2, 4)}
     work = memory.of_activations(stage(), dict.fromkeys(AXES, 1) | {"data": 8})
+    work += memory.of_workspace(stage(), roomy._plan.template, dict.fromkeys(AXES, 1) | {"data": 4, "fsdp": 2})
     limit = (sum(needs[2].values()) + work) / search.FILL + 1
     tight = search.Search(stage(), machine(limit), COSTS)
     near = tight.nearest({"data": 8}).mesh
@@ -78,10 +79,12 @@ def test_the_nearest_mesh_is_the_one_with_the_fewest_doublings():
 
 def test_rows_in_parts_save_what_no_mesh_does():
     config, sizes = stage(), dict.fromkeys(AXES, 1) | {"data": 8}
-    one = [m for m in search.meshes(8) if m == sizes]
-    config = dataclasses.replace(config, data=search.with_rows(config, 64).data)
-    state = sum(memory.of_state(search.Search(config, machine(1), COSTS)._plan.template, {}, one[0]).values())
-    limit = (state + memory.of_activations(config, sizes) / 3) / search.FILL
+    config = dataclasses.replace(config, data=search.with_rows(config, 1024).data)
+    template = search.Search(config, machine(1), COSTS)._plan.template
+    state = sum(memory.of_state(template, {}, sizes).values())
+    parts = dataclasses.replace(config, accumulate=2)
+    limit = (state + memory.of_workspace(parts, template, sizes) + memory.of_activations(config, sizes) / 3
+             ) / search.FILL
     near = search.Search(config, machine(limit), COSTS).nearest(sizes)
     assert near.config.accumulate in (2, 4) and near.needed <= search.FILL * limit
 
@@ -91,6 +94,33 @@ def test_less_is_kept_under_more_recomputation():
     full, dots, none = (memory.of_activations(search.with_remat(stage(), r), sizes) for r in search.REMAT)
     assert full < dots < none
     assert memory.of_activations(stage(), sizes | {"data": 8}) == full / 8
+
+
+def test_the_output_matrix_and_sums_of_gradients_take_room_however_few_the_rows():
+    config, sizes = stage(), dict.fromkeys(AXES, 1) | {"data": 8}
+    template = search.Search(config, machine(1), COSTS)._plan.template
+    lm, tokens = config.model.lm, 64
+    want = 12 * tokens * lm.vocab_size + 8 * lm.vocab_size * lm.block.embed_dim         # float32 factors and gradient
+    assert memory.of_workspace(config, template, sizes) == want
+    parts = memory.of_workspace(dataclasses.replace(config, accumulate=2), template, sizes)
+    assert parts == want - 12 * tokens / 2 * lm.vocab_size + memory.of_arrays(template.trainable, sizes)
+
+
+def test_a_replicated_tower_is_neither_split_nor_sent():
+    data = DataSetConfig((Source("data/pages"),), batch_size=8, seq_len=64, images_per_row=2)
+    config = StageConfig("kosmos1", tiny_systems.config("kosmos1"), LoaderConfig({"pages": data}), total_steps=2)
+    whole = dataclasses.replace(config, sharding={"vision": "replicated"})
+    sizes = dict.fromkeys(AXES, 1) | {"fsdp": 4, "model": 2}
+    assert memory.of_activations(whole, sizes) > memory.of_activations(config, sizes)
+    split, apart = (search.Search(c, machine(2**40), COSTS)._plan.template.trainable for c in (config, whole))
+    (sent, kept), (less, more) = (search._over_fsdp(tree, sizes) for tree in (split, apart))
+    vision = memory.of_arrays(apart["vision"], sizes)
+    assert less < sent and more > kept and search._over_fsdp(apart["vision"], sizes) == (0, vision)
+
+
+def test_variants_keep_the_parts_over_the_slow_network():
+    best = search.Search(stage(dcn={"data": 4}), machine(2**40), COSTS).best(100)
+    assert best and all(candidate.mesh["data"] % 4 == 0 for candidate in best)
 
 
 def test_rows_are_whole():
