@@ -10,7 +10,7 @@ import jax
 import mmjax
 from mmjax.cli import stages
 from mmjax.cli.stages import Stages
-from mmjax.data.loader import fingerprint
+from mmjax.data.state import fingerprint
 from mmjax.parallel import processes
 from mmjax.training.structure import leaves, require
 

@@ -14,7 +14,6 @@ from mmjax.cli.fit import check_fit, check_rows
 from mmjax.cli.trained import make_writer
 from mmjax.data.loader import Loader
 from mmjax.data.prepare import prepare
-from mmjax.data.sources import open_source
 from mmjax.evals import check_evals
 from mmjax.evals.prompts import Writer
 from mmjax.models.interface import Model, Params
@@ -84,7 +83,7 @@ def check_data(job: Job) -> None:
     """
     for data_set in job.config.data.sets.values():
         for source in data_set.sources:
-            open_source("array_record", source.path)
+            source.open()
     check_evals(job.config.evals, job.model, job.writer)
 
 

@@ -1,94 +1,58 @@
-"""Mixtures: an endless, shuffled, weighted stream of encoded documents from several sources.
+"""Mixtures: whose turn it is among weighted sources, without chance and without end."""
 
-The stream depends only on the seed, the sources and the number of processes that share them. A document that
-cannot be used stays in the stream as an empty one that carries the reason, so that skipping is as reproducible
-as everything else and can be counted by whoever consumes the stream.
-"""
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-import zlib
-
-import grain
-import numpy as np
-
-from mmjax.data import images, packing, templates
-from mmjax.data.config import DataSetConfig
-from mmjax.data.documents import DocumentError
-from mmjax.data.sources import DocumentSource, open_source
-from mmjax.data.tokenizer import Tokenizer
-
-KEPT, TRUNCATED, DAMAGED, TOO_LONG, LEFT_OUT = "kept", "truncated", "document damaged", "too long", "left out"
-OUTCOMES = (KEPT, TRUNCATED, DAMAGED, TOO_LONG, LEFT_OUT, *images.ImageError.REASONS)
-FAULTS = (DAMAGED, *images.ImageError.REASONS)            # somebody should mend these; the rest is policy
+from mmjax.data.shuffle import Order
 
 
-class EncodeRecord:
-    """Turns a record number of one source into packable features with their `info`: source, record, outcome."""
+class Draw(NamedTuple):
+    """One record, once: the epoch-th time that record `index` of that source is read. Names it in all streams."""
 
-    def __init__(self, source: DocumentSource, source_index: int, config: DataSetConfig, tokenizer: Tokenizer):
-        self._source, self._source_index, self._config, self._tokenizer = source, source_index, config, tokenizer
-        self._template = config.make_template()
-        templates.check_specials(self._template, tokenizer)
-
-    def __call__(self, record: int, rng: np.random.Generator) -> packing.Features:
-        try:
-            features, cut = self._encode(record, rng)
-            outcome = TRUNCATED if cut else KEPT
-        except images.ImageError as e:
-            features, outcome = self._empty(), e.reason
-        except DocumentError:
-            features, outcome = self._empty(), DAMAGED
-        except packing.TooLong:
-            features, outcome = self._empty(), TOO_LONG
-        except templates.TemplateSkip:
-            features, outcome = self._empty(), LEFT_OUT
-        info = np.array([[self._source_index, record, OUTCOMES.index(outcome)]], np.int32)
-        return features | dict(info=info)
-
-    def _encode(self, record: int, rng: np.random.Generator) -> tuple[packing.Features, bool]:
-        c = self._config
-        encoded = self._template.encode(self._source[record], self._tokenizer, rng)
-        encoded, cut = packing.fit(encoded, c.max_tokens or c.seq_len, c.max_images or c.images_per_row,
-                                   c.too_long, rng)
-        pixels = images.decode_visuals(encoded.visuals, c.image, c.frames)
-        return packing.to_features(encoded, pixels), cut
-
-    def _empty(self) -> packing.Features:
-        ints, side = np.zeros(0, np.int32), self._config.image.size
-        return dict(tokens=ints, targets=ints, loss_weights=np.zeros(0, np.float32), image_index=ints,
-                    slot_index=ints, images=np.zeros((0, self._config.frames, side, side, 3), np.uint8))
+    source: int
+    epoch: int
+    index: int
 
 
-def document_stream(config: DataSetConfig, tokenizer: Tokenizer, seed: int, threads: int = 0,
-                    process_index: int = 0, process_count: int = 1) -> grain.IterDataset:
-    """The endless stream of a data set's documents for one of the processes that share it.
+class Mixture:
+    """Draws records of several sources by weight.
 
-    Every source is shuffled anew each epoch and dealt out to the processes; then the sources are interleaved
-    by weight. (Mixing first would hand process 0 of 2 nothing but the first of two equal sources.)
+    With every draw each source gets its share of a credit and the richest pays one, so that the shares hold in every
+    stretch of draws. The weights are no part of the position: under others it goes on from the same records.
 
     Args:
-        config: sources and encoding.
-        tokenizer: of all sources.
-        seed: of shuffling and augmentation.
-        threads: that decode, per source.
-        process_index, process_count: which share.
-
-    Returns:
-        An IterDataset of features for `packing.pack_dataset`.
-
-    Raises:
-        FileNotFoundError, DocumentError: if a source is missing, unreadable or empty.
-        ValueError: if the tokenizer lacks a special token of the template.
+        weights: of the sources, above 0.
+        orders: of the sources.
     """
-    streams = []
-    for k, source in enumerate(config.sources):
-        documents = open_source("array_record", source.path)
-        stream = grain.MapDataset.range(len(documents)).seed(derive_seed(seed, f"source {k}")).shuffle().repeat()
-        stream = stream.random_map(EncodeRecord(documents, k, config, tokenizer))[process_index::process_count]
-        streams.append(stream.to_iter_dataset(
-            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=8 * threads)))
-    return grain.IterDataset.mix(streams, [s.weight for s in config.sources])
 
+    def __init__(self, weights: Sequence[float], orders: Sequence[Order]):
+        self._shares = [w / sum(weights) for w in weights]
+        self._orders = orders
+        self._credits = [0.0] * len(orders)
 
-def derive_seed(seed: int, purpose: str) -> int:
-    """A 32-bit seed of its own for every purpose."""
-    return int(np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]).generate_state(1)[0])
+    def __iter__(self) -> "Mixture":
+        return self
+
+    def __next__(self) -> Draw:
+        after = [c + s for c, s in zip(self._credits, self._shares, strict=True)]
+        source = max(range(len(after)), key=after.__getitem__)
+        draw = Draw(source, *self._orders[source].peek())
+        self.follow(draw)
+        return draw
+
+    def follow(self, draw: Draw) -> None:
+        """Goes on by one draw, which the same mixture elsewhere has made."""
+        for i, share in enumerate(self._shares):
+            self._credits[i] += share
+        self._credits[draw.source] -= 1
+        self._orders[draw.source].advance()
+
+    def get_state(self) -> dict[str, Any]:
+        """The position, as JSON values."""
+        return dict(credits=list(self._credits), positions=[order.position for order in self._orders])
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes to a position."""
+        self._credits = list(state["credits"])
+        for order, position in zip(self._orders, state["positions"], strict=True):
+            order.position = position

@@ -1,12 +1,11 @@
-"""Packing: documents to rows with a fixed number of tokens and of images, and rows to a `Batch`.
+"""Packing: documents cut to size, and laid into rows with a fixed number of tokens and of images.
 
-A document goes into one row whole or, if it is longer than a row, is cut by a declared policy; its images travel
-with it. Tokens and images are packed jointly by Grain, so every row costs the same and text rows need no image.
+A document goes into one row whole or, if it is longer than it may be, is cut by a declared policy; its images travel
+with it. Which documents share a row is decided in `filling`.
 """
 
 from collections.abc import Sequence
 
-import grain
 import numpy as np
 
 from mmjax.batch import Batch
@@ -94,94 +93,35 @@ def encode_document(document: Document, template: Template, tokenizer: Tokenizer
     return to_features(encoded, decode_visuals(encoded.visuals, image, frames))
 
 
-def pack_dataset(dataset: grain.IterDataset, seq_len: int, images_per_row: int, bins: int, seed: int
-                 ) -> grain.IterDataset:
-    """Packs a stream of features into a stream of rows by best fit over `bins` open rows.
+def empty_batch(rows: int, seq_len: int, images_per_row: int, image_shape: tuple[int, int, int, int]) -> Batch:
+    """B rows of padding.
 
     Args:
-        dataset: yields features as of `to_features` with an additional int32[1, k] `info`. A document without
-            tokens takes no room; only its `info` is carried.
-        seq_len: T. No document may be longer.
-        images_per_row: I; if 0, no features may have images.
-        bins: rows filled at a time. More bins fill better and need more memory.
-        seed: of the order in which filled rows are given out.
-
-    Returns:
-        Rows: dict of the fields of `Batch` without its leading axis, and `info` int32[documents, k].
-    """
-    lengths = dict(tokens=seq_len, targets=seq_len, loss_weights=seq_len, image_index=seq_len, slot_index=seq_len,
-                   info=seq_len)
-    if images_per_row:
-        lengths["images"] = images_per_row
-    padding = {name: -1 if name in ("image_index", "slot_index") else 0 for name in lengths}
-    rows = grain.experimental.BestFitPackIterDataset(
-        dataset, length_struct=lengths, padding_struct=padding, num_packing_bins=bins, seed=seed)
-    return rows.map(_finish_row)
-
-
-def _finish_row(packed: Features) -> Features:
-    segments, tokens = packed["tokens_segment_ids"], packed["tokens"]
-    used = np.zeros(len(tokens) + 1, np.int32)               # Grain also numbers documents without tokens
-    used[segments] = 1
-    used[0] = 0
-    number = np.cumsum(used, dtype=np.int32) * used
-    image_segments = packed.get("images_segment_ids", np.zeros(0, np.int32))
-    row = {name: packed[name] for name in ("tokens", "targets", "loss_weights", "slot_index")}
-    return row | dict(
-        segment_ids=number[segments], positions=packed["tokens_positions"],
-        image_index=_row_image_index(packed["image_index"], segments, image_segments),
-        images=packed.get("images"), image_segment_ids=number[image_segments],
-        info=packed["info"][packed["info_segment_ids"] > 0])
-
-
-def _row_image_index(local: np.ndarray, segments: np.ndarray, image_segments: np.ndarray) -> np.ndarray:
-    """Numbers images by row instead of by document; images lie in the order of their documents."""
-    first = np.searchsorted(image_segments[image_segments > 0], segments, side="left")
-    return np.where(local >= 0, local + first, -1).astype(np.int32)
-
-
-def stack_rows(rows: Sequence[Features], image_shape: tuple[int, int, int, int]) -> Features:
-    """Rows to the fields of a `Batch`; `info` is concatenated over the rows.
-
-    Args:
-        rows: what `pack_dataset` yields.
-        image_shape: (F, H, W, 3), for rows that have no image.
-    """
-    out = {name: np.stack([r[name] for r in rows]) for name in rows[0] if name not in ("images", "info")}
-    out["images"] = (np.zeros((len(rows), 0, *image_shape), np.uint8) if rows[0]["images"] is None
-                     else np.stack([r["images"] for r in rows]))
-    out["info"] = np.concatenate([r["info"] for r in rows])
-    return out
-
-
-def pack_rows(rows: Sequence[Sequence[Features]], seq_len: int, images_per_row: int) -> Batch:
-    """Lays given documents into given rows, in order, right-padded.
-
-    Args:
-        rows: for each of the B rows its documents, as of `to_features`.
+        rows: B.
         seq_len: T.
         images_per_row: I.
+        image_shape: (F, H, W, 3).
+    """
+    def ints(value: int) -> np.ndarray:
+        return np.full((rows, seq_len), value, np.int32)
 
-    Returns:
-        The `Batch`.
+    return Batch(tokens=ints(0), targets=ints(0), loss_weights=np.zeros((rows, seq_len), np.float32),
+                 segment_ids=ints(0), positions=ints(0), image_index=ints(-1), slot_index=ints(-1),
+                 images=np.zeros((rows, images_per_row, *image_shape), np.uint8),
+                 image_segment_ids=np.zeros((rows, images_per_row), np.int32))
+
+
+def lay_row(batch: Batch, r: int, row: Sequence[Features]) -> None:
+    """Lays documents into row `r` of a batch, in order, right-padded.
+
+    Args:
+        batch: arrays, the row as `empty_batch` made it.
+        r: which row.
+        row: its documents, as of `to_features`.
 
     Raises:
-        ValueError: if a row's documents have more than T tokens or I images together, or image shapes differ.
+        ValueError: if they have more than T tokens or I images together.
     """
-    shapes = {features["images"].shape[1:] for row in rows for features in row}
-    if len(shapes) != 1:
-        raise ValueError(f"documents of one batch must have one image shape; got {sorted(shapes)}")
-    b, t, i = len(rows), seq_len, images_per_row
-    ints = {name: np.zeros((b, t), np.int32) for name in ("tokens", "targets", "segment_ids", "positions")}
-    batch = Batch(**ints, loss_weights=np.zeros((b, t), np.float32), image_index=np.full((b, t), -1, np.int32),
-                  slot_index=np.full((b, t), -1, np.int32), images=np.zeros((b, i, *shapes.pop()), np.uint8),
-                  image_segment_ids=np.zeros((b, i), np.int32))
-    for r, row in enumerate(rows):
-        _lay_row(batch, r, row)
-    return batch
-
-
-def _lay_row(batch: Batch, r: int, row: Sequence[Features]):
     start = first = 0
     for segment, features in enumerate(row, 1):
         stop, last = start + len(features["tokens"]), first + len(features["images"])
@@ -198,6 +138,29 @@ def _lay_row(batch: Batch, r: int, row: Sequence[Features]):
         batch.images[r, first:last] = features["images"]
         batch.image_segment_ids[r, first:last] = segment
         start, first = stop, last
+
+
+def pack_rows(rows: Sequence[Sequence[Features]], seq_len: int, images_per_row: int) -> Batch:
+    """Lays given documents into given rows, see `lay_row`.
+
+    Args:
+        rows: for each of the B rows its documents, as of `to_features`.
+        seq_len: T.
+        images_per_row: I.
+
+    Returns:
+        The `Batch`.
+
+    Raises:
+        ValueError: if a row's documents have more than T tokens or I images together, or image shapes differ.
+    """
+    shapes = {features["images"].shape[1:] for row in rows for features in row}
+    if len(shapes) != 1:
+        raise ValueError(f"documents of one batch must have one image shape; got {sorted(shapes)}")
+    batch = empty_batch(len(rows), seq_len, images_per_row, shapes.pop())
+    for r, row in enumerate(rows):
+        lay_row(batch, r, row)
+    return batch
 
 
 def single_document_rows(documents: Sequence[Features], seq_len: int, images_per_row: int) -> Batch:

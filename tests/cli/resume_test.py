@@ -37,7 +37,7 @@ CONFIG = """
 
     def data_set(loss_weight, **weights):
         sources = tuple(dict(path=f"{folder}/{{name}}.array_record", weight=w) for name, w in weights.items())
-        return dict(sources=sources, batch_size=2, seq_len=96, images_per_row=6, image=dict(size=16), packing_bins=3,
+        return dict(sources=sources, batch_size=2, seq_len=96, images_per_row=6, image=dict(size=16), packing_buffer=3,
                     template="flamingo", template_options=dict(p_next=0.5, prepend_space=0.5), loss_weight=loss_weight)
 
     def flamingo():
@@ -111,14 +111,9 @@ def train(*args):
 
 @pytest.fixture(scope="module")
 def straight(folder):
-    """Returns the run directory of ten straight steps; each number of workers has an order of data of its own."""
-    def run(workers):
-        workdir = folder / f"straight{workers}"
-        if not workdir.exists():
-            train(folder / "config.py", workdir, workers, STEPS)
-        return workdir
-
-    return run
+    """The run directory of ten straight steps."""
+    train(folder / "config.py", folder / "straight", 0, STEPS)
+    return folder / "straight"
 
 
 def metrics(workdir):
@@ -142,15 +137,15 @@ def data_state(workdir):
     return json.loads((workdir / f"checkpoints/{STEPS}/data/process_0-of-1").read_text())
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_five_steps_and_five_in_a_new_process_equal_ten(folder, straight, workers):
-    workdir = folder / f"halves{workers}"
-    train(folder / "config.py", workdir, workers, 5)
+def test_five_steps_and_five_in_a_new_process_equal_ten(folder, straight):
+    """The second process decodes its images in two workers; those are no part of the order of the data."""
+    workdir = folder / "halves"
+    train(folder / "config.py", workdir, 0, 5)
     assert manager.steps(workdir) == [5]
-    train(folder / "config.py", workdir, workers, STEPS)
-    assert_same_run(workdir, straight(workers))
-    counters = data_state(workdir)["streams"]["0"]["counters"]
-    assert all(c["documents"] > 2 * STEPS for c in counters.values()), counters      # rows hold several
+    train(folder / "config.py", workdir, 2, STEPS)
+    assert_same_run(workdir, straight)
+    for sets in data_state(workdir)["streams"]["0"].values():
+        assert sum(source["records"] for source in sets["counters"]) > 2 * STEPS      # rows hold several
 
 
 def test_a_run_killed_between_checkpoints_equals_one_left_alone(folder, straight):
@@ -166,4 +161,4 @@ def test_a_run_killed_between_checkpoints_equals_one_left_alone(folder, straight
         process.communicate(timeout=60)         # returns when the data workers, which hold the pipe too, have ended
     assert process.returncode == -9 and manager.steps(workdir) == [5]
     train(folder / "config.py", workdir, 2, STEPS)
-    assert_same_run(workdir, straight(2))
+    assert_same_run(workdir, straight)

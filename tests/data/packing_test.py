@@ -1,10 +1,10 @@
-import grain
 import numpy as np
 import pytest
 
 from mmjax.batch import Batch
 from mmjax.data import packing
 from mmjax.data.documents import Document, Image, Text
+from mmjax.data.filling import Filler
 from mmjax.data.images import ImageSpec
 from mmjax.data.templates import Flamingo, Kosmos1
 from mmjax.data.tokenizer import byte_tokenizer
@@ -53,11 +53,14 @@ def assert_rows_equal(got: Batch, r: int, want: Batch):
         np.testing.assert_array_equal(getattr(got, name)[r], getattr(want, name), err_msg=name)
 
 
-def pack(documents, seq_len, images_per_row, bins=4):
-    """Documents through Grain's packing with their number as `info`; gives rows."""
-    elements = [f | dict(info=np.array([[n]], np.int32)) for n, f in enumerate(documents)]
-    stream = grain.MapDataset.source(elements).to_iter_dataset(grain.ReadOptions(num_threads=0))
-    return list(packing.pack_dataset(stream, seq_len, images_per_row, bins, seed=0))
+def pack(documents, seq_len, images_per_row):
+    """Rows of documents as the filler puts them together."""
+    filler, rows = Filler(seq_len, images_per_row), []
+    for n, f in enumerate(documents):
+        filler.add(n, len(f["tokens"]), len(f["images"]))
+    while row := filler.take_row():
+        rows.append([documents[n] for n in row])
+    return rows
 
 
 @pytest.mark.quick
@@ -151,32 +154,13 @@ def test_pack_rows_errors():
         packing.pack_rows([[f, random_features(rng, 1, 5, 1, side=2)]], 10, 2)
 
 
-@pytest.mark.quick
-@pytest.mark.parametrize("images_per_row", [6, 0])
-def test_grain_rows_hold_whole_documents_and_nothing_else(images_per_row):
-    rng = np.random.default_rng(0)
-    documents = [random_features(rng, n, int(rng.integers(1, 40)), int(rng.integers(0, 4)) if images_per_row else 0)
-                 for n in range(60)]
-    for n in (0, 7, 8, 30):                                    # skipped documents: nothing but their info
-        documents[n] = {k: v[:0] for k, v in documents[n].items()}
-    rows = pack(documents, 64, images_per_row)
-    fields = packing.stack_rows(rows, (2, 1, 1, 3))
-    assert sorted(fields.pop("info")[:, 0].tolist()) == list(range(60))
-    batch = Batch(**fields)
-    assert batch.images.shape == (len(rows), images_per_row, 2, 1, 1, 3)
-    for r, row in enumerate(rows):
-        held = [documents[n] for n in row["info"][:, 0] if len(documents[n]["tokens"])]
-        assert_rows_equal(batch, r, row_by_loop(held, 64, images_per_row, (2, 1, 1, 3)))
-    assert [x.dtype for x in batch] == [np.int32, np.int32, np.float32, *[np.int32] * 4, np.uint8, np.int32]
-
-
 def test_no_target_crosses_documents_and_slots_are_complete():
     rng, template, documents = np.random.default_rng(0), Kosmos1(num_slots=4), []
     for _ in range(120):
         page = Document((Text("first"), *random_document(rng).segments))
         encoded, _ = packing.fit(template.encode(page, TOKENIZER), 64, 3, "truncate")
         documents.append(packing.to_features(encoded, np.zeros((len(encoded.visuals), 1, 2, 2, 3), np.uint8)))
-    batch = Batch(**{k: v for k, v in packing.stack_rows(pack(documents, 64, 4), (1, 2, 2, 3)).items() if k != "info"})
+    batch = packing.pack_rows(pack(documents, 64, 4), 64, 4)
     image_blocks = 0
     for r in range(len(batch.tokens)):
         for t in range(64):
@@ -191,19 +175,6 @@ def test_no_target_crosses_documents_and_slots_are_complete():
             assert (batch.segment_ids[r, here] == batch.image_segment_ids[r, i]).all()
             image_blocks += 1
     assert image_blocks == sum(len(d["images"]) for d in documents)
-
-
-def test_fill_of_rows():
-    """Log-normal lengths with median 245 and Poisson(2) images, as web pages have; rows of 2048 and 16."""
-    rng = np.random.default_rng(0)
-    lengths = np.minimum(np.exp(rng.normal(np.log(245), 1, 1500)), 2048).astype(int)
-    documents = [random_features(rng, n, length, min(16, images), frames=1)
-                 for n, (length, images) in enumerate(zip(lengths, rng.poisson(2, 1500), strict=True))]
-    fill = {}
-    for bins in (1, 16):
-        rows = pack(documents, 2048, 16, bins)
-        fill[bins] = np.mean([np.mean(row["segment_ids"] > 0) for row in rows])
-    assert fill[16] > 0.94 > fill[1], fill
 
 
 def test_encode_document_decodes_its_images():

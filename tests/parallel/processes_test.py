@@ -32,7 +32,7 @@ def get_config():
     block = dict(embed_dim=16, num_heads=4, mlp_dim=32, use_bias=False, norm="rms", dropout=0.1)
     c.model = dict(lm=dict(vocab_size=264, num_layers=1, block=block, max_positions=32, remat="none"))
     c.data = dict(sets=dict(text=dict(sources=(dict(path="{folder}/text.array_record"),), batch_size=8, seq_len=32,
-                                      packing_bins=3)), streams=4)
+                                      packing_buffer=3)), streams=4)
     c.optimizer = dict(lr=1e-3, warmup_steps=2)
     c.total_steps, c.log_every, c.checkpoint_every, c.mesh = {steps}, 1, {saved}, dict(fsdp=-1)
     return c
