@@ -2,7 +2,6 @@
 
 from jax.sharding import Mesh
 
-from mmjax.data import templates
 from mmjax.data.config import DataSetConfig
 from mmjax.parallel import RULES, num_row_parts
 from mmjax.training.config import StageConfig
@@ -55,7 +54,7 @@ def _check_images(path: str, where: str, data: DataSetConfig, model) -> None:
     require(data.image.size == vision.image_size,
             f"{path}.image.size={data.image.size} must equal {where}model.vision.image_size={vision.image_size}")
     template = data.make_template()
-    if isinstance(template, templates.Kosmos1):
+    if template.num_slots:
         slots = model.connector.num_latents
         require(template.num_slots == slots, f"{path}.template_options.num_slots={template.num_slots} must equal "
                                              f"{where}model.connector.num_latents={slots}")

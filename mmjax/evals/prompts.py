@@ -90,7 +90,8 @@ class Writer:
 
         As open_flamingo writes them; a template ends text by `<EOC>` only before an image.
         """
-        encode, eoc, bos = self.tokenizer.encode, getattr(self.template, "eoc", ""), int(bool(self.template.bos))
+        encode, eoc = self.tokenizer.encode, self.template.tokens.get("eoc")
+        bos = len(self.template.encode(Document((Text(""),)), self.tokenizer, prompt=True).tokens)
         end = [self.tokenizer.id(eoc)] if eoc else encode("\n")
         ids = [i for e in shots for i in (*encode(e.prompt), *encode(e.answer), *end)]
         put = lambda x, value: np.concatenate([x[:bos], np.asarray(value, x.dtype), x[bos:]])  # noqa: E731

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from mmjax.data.config import DataSetConfig, LoaderConfig, Source
-from mmjax.data.templates import Flamingo
+from mmjax.data.templates import make_template
 
 SOURCES = (Source("data"),)
 
@@ -19,8 +19,8 @@ SOURCES = (Source("data"),)
     (dict(max_tokens=17), "max_tokens=17 is more than seq_len=16"),
     (dict(max_images=1), "max_images=1 is more than images_per_row=0"),
     (dict(too_long="cut"), "too_long='cut' is unknown; known: truncate, window, drop"),
-    (dict(template="flamngo"), "template 'flamngo' is unknown; known: flamingo, kosmos1, language"),
-    (dict(template_options=dict(p_next=1)), "no option p_next"),
+    (dict(template="flamngo"), "template 'flamngo' is unknown; did you mean 'flamingo'"),
+    (dict(template_options=dict(p_next=1)), "p_next=1 needs cross_attention"),
 ])
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
@@ -38,7 +38,7 @@ def test_bad_sources_and_loaders():
 
 def test_configs_are_plain_values(tmp_path):
     config = DataSetConfig(SOURCES, 2, 16, template="flamingo", template_options=dict(p_next=0.5))
-    assert config.make_template() == Flamingo(p_next=0.5)
+    assert config.make_template() == make_template("flamingo", p_next=0.5)
     loader = LoaderConfig(dict(pages=config), specials=("<s>",))
     assert json.loads(json.dumps(dataclasses.asdict(loader)))["sets"]["pages"]["template_options"] == {"p_next": 0.5}
     assert loader.make_tokenizer().special == {"<s>": 256}
