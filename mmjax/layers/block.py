@@ -127,18 +127,27 @@ class Block(nn.Module):
             bias: jax.Array | Distances | None = None) -> tuple[jax.Array, KVCache | None, Statistics]:
         """`__call__`, and the statistics of the experts: none for a dense block."""
         keys = (None, None) if key is None else jax.random.split(key)
-        stream, h, is_cached = x, self._before(self.attention_norm, x), cache is not None
-        if is_cached:
-            h, cache = self.attention.extend(h, mask, rotary, cache, layer, bias)
-        else:
+        is_cached = cache is not None
+        y, cache = self.attend(x, mask, rotary, keys[0], cache, layer, bias)
+        source = x if self.config.norm_place == "parallel" else y
+        y, statistics = self.feed(y, source, mask.stop > mask.start, keys[1], drop=not is_cached)
+        return y, cache, statistics
+
+    def attend(self, x, mask, rotary, key, cache, layer, bias) -> tuple[jax.Array, KVCache | None]:
+        """The first branch, added to the stream; arguments as for `run`."""
+        h = self._before(self.attention_norm, x)
+        if cache is None:
             h = self.attention(h, mask, rotary, bias=bias)
-        x = self._add(self.attention_norm, x, h, keys[0])
-        h = self._before(self.mlp_norm, stream if self.config.norm_place == "parallel" else x)
-        if self.config.moe is None:
-            h, statistics = self.mlp(h), {}
         else:
-            h, statistics = self.moe(h, mask.stop > mask.start, drop=not is_cached)
-        return self._add(self.mlp_norm, x, h, keys[1]), cache, statistics
+            h, cache = self.attention.extend(h, mask, rotary, cache, layer, bias)
+        return self._add(self.attention_norm, x, h, key), cache
+
+    def feed(self, x: jax.Array, source: jax.Array, real: jax.Array, key: jax.Array | None, drop: bool
+             ) -> tuple[jax.Array, Statistics]:
+        """The second branch, which reads `source`, added to the stream x; `real` and `drop` as for `Moe`."""
+        h = self._before(self.mlp_norm, source)
+        h, statistics = (self.mlp(h), {}) if self.config.moe is None else self.moe(h, real, drop)
+        return self._add(self.mlp_norm, x, h, key), statistics
 
     def _before(self, norm: Norm, x: jax.Array) -> jax.Array:
         """What a branch takes from the stream."""

@@ -6,7 +6,8 @@ language model's weights are the same tree with and without hooks.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -85,7 +86,8 @@ def run_stack(block: Block, params: Any, x: jax.Array, mask: IntervalMask, **opt
 
 def run_layers(block: Block, params: Any, x: jax.Array, mask: IntervalMask, *, rotary: Rotary | None = None,
                bias: jax.Array | Distances | None = None, key: jax.Array | None = None, cache: KVCache | None = None,
-               hook: Hook | None = None, remat: str = "full") -> tuple[jax.Array, KVCache | None, Statistics]:
+               hook: Hook | None = None, remat: str = "full", more: Mapping[str, Any] = MappingProxyType({})
+               ) -> tuple[jax.Array, KVCache | None, Statistics]:
     """Runs stacked blocks over x.
 
     Args:
@@ -97,6 +99,7 @@ def run_layers(block: Block, params: Any, x: jax.Array, mask: IntervalMask, *, r
         cache: keys and values of all L layers, to read and extend.
         hook: layers that run in between.
         remat: a key of `REMAT_POLICIES`: what the backward pass recomputes.
+        more: further arguments by name, for blocks that take some.
 
     Returns:
         float[B, T, D], the cache with each layer's new keys and values (its lengths as they were), and the statistics
@@ -108,7 +111,7 @@ def run_layers(block: Block, params: Any, x: jax.Array, mask: IntervalMask, *, r
         x, cache = carry
         p, i = inputs
         k = None if key is None else jax.random.fold_in(key, i)
-        x, cache, statistics = block.apply({"params": p}, x, mask, rotary, k, cache, i, bias, method="run")
+        x, cache, statistics = block.apply({"params": p}, x, mask, rotary, k, cache, i, bias, **more, method="run")
         return (x, cache), statistics
 
     layer = _remat(layer, remat)
