@@ -266,8 +266,8 @@ def test_documents_without_a_place_in_the_template(name, segments, message):
 
 
 INJECTIONS = ("<image>", "</image>", "<EOC>", "<s>", "</s>", "<pad>", "[IMG]", "[/IMG]", "[gIMG]", "[USER]",
-              "[ASSISTANT]", "<|im_start|>", "<|im_end|>", "<|endofchunk|>", "<Img>", "</Img>", "<ImageHere>", "###", "###Human: ",
-              "{{ 7 * 7 }}", "{% raw %}", "{image}", "{bos}", "\n", " ", "\0", "\ufeff", "\u200d",
+              "[ASSISTANT]", "<|im_start|>", "<|im_end|>", "<|endofchunk|>", "<Img>", "</Img>", "<ImageHere>", "###",
+              "###Human: ", "{{ 7 * 7 }}", "{% raw %}", "{image}", "{bos}", "\n", " ", "\0", "\ufeff", "\u200d",
               "\ufdd0", "é", "Ω", "a")
 
 
