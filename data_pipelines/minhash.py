@@ -5,21 +5,14 @@ Li & König (arXiv:0910.3349): a page costs 128 bytes for its signature and 128 
 """
 
 import hashlib
-import re
 import zlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 HASHES, BANDS, SHINGLE = 128, 16, 5
-_WORD = re.compile(r"[぀-ヿ㐀-鿿가-힯]|[^\W぀-ヿ㐀-鿿가-힯]+")
 _A, _B = np.random.default_rng(1997).integers(0, 1 << 63, (2, HASHES, 1), np.uint64) * np.uint64(2) + np.uint64(1)
 _MIX = np.uint64(0x9E3779B97F4A7C15)
-
-
-def words(text: str) -> list[str]:
-    """The words of a text in lower case; each character of a script without spaces (kana, Han, Hangul) is one."""
-    return _WORD.findall(text.lower())
 
 
 def signature(text_words: list[str]) -> tuple[bytes, bytes]:

@@ -7,6 +7,7 @@ changes when two workers happen to do the same one, or when workers are more or 
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import tempfile
@@ -41,6 +42,11 @@ class Unit:
 
 # (unit, folder to write in) -> ({path from the output folder: local file}, {table: {reason: count}})
 Work = Callable[[Unit, Path], tuple[Mapping[str, Path], Mapping[str, Mapping[str, int]]]]
+
+
+def file_name(path: str) -> str:
+    """A name for the unit of a file: its own, and of its folder enough to tell it from others of that name."""
+    return f"{os.path.basename(path)}-{hashlib.sha256(os.path.dirname(path).encode()).hexdigest()[:8]}"
 
 
 def read_record(output: str, stage: str, unit: Unit) -> dict[str, Any] | None:

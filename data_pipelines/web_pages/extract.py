@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import msgpack
-import numpy as np
 from absl import logging
 from resiliparse.parse.lang import detect_fast
 
-from data_pipelines import files, minhash
-from data_pipelines.units import Unit
+from data_pipelines import files, minhash, words
+from data_pipelines.image_faults import image_fault
+from data_pipelines.units import Unit, file_name
 from data_pipelines.web_pages import archive, markup
 from data_pipelines.web_pages.rules import ListPaths, Lists, Rules, load_lists
-from mmjax.data.images import ImageError, ImageSpec, decode_image
 
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 FOLDER = "folder"               # option of a unit whose inputs are fetched images, each named by its address' SHA-256
@@ -131,7 +130,7 @@ def _page_entry(record: archive.Record, blob: Blob, rules: Rules, lists: Lists, 
     if not reason:
         try:
             page = markup.read_page(markup.decode(record.body, record.charset), record.url, counts["image marks"])
-            text_words = minhash.words(page.text)
+            text_words = words.words(page.text)
             reason = _refuse_text(page.text, text_words, rules, lists)
         except markup.PageError as e:
             reason = str(e)
@@ -168,18 +167,12 @@ def _refuse_text(text: str, text_words: list[str], rules: Rules, lists: Lists) -
         return "too few words"
     if len(text_words) > rules.max_words:
         return "too many words"
-    if repetition(text_words) > rules.max_repetition:
+    if words.repetition(text_words) > rules.max_repetition:
         return "repeats itself"
     if rules.languages and detect_fast(text, cutoff=rules.max_rank)[0] not in rules.languages:
         return "language"
     flagged = sum(w in lists.words for w in text_words) if lists.words else 0
     return "flagged words" if flagged > rules.max_flagged * len(text_words) else ""
-
-
-def repetition(text_words: list[str], n: int = 5) -> float:
-    """The share of the runs of n words that are not the first of their kind."""
-    runs = list(zip(*(text_words[k:] for k in range(n)), strict=False))
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
 def _usable_images(page: markup.Page, rules: Rules, counts: Counter) -> markup.Page:
@@ -206,27 +199,17 @@ def _folder_entries(unit, blob, rules, lists, counts, addresses) -> Iterator[Ima
 def _image_entry(key: str, date: str, data: bytes, blob: Blob, rules: Rules, lists: Lists, counts: Counter
                  ) -> ImageEntry:
     sha256 = hashlib.sha256(data).hexdigest()
-    fault = "blocked image" if sha256 in lists.images else image_fault(data, rules)
+    fault = "blocked image" if sha256 in lists.images else image_fault(
+        data, min_side=rules.min_side, max_aspect=rules.max_aspect, max_pixels=rules.max_pixels,
+        max_bytes=rules.max_image_bytes, single_colour=rules.single_colour)
     counts["read"] += 1
     counts[fault or "usable"] += 1
     return ImageEntry(key, date, NOWHERE if fault else blob.add(data), sha256, fault)
 
 
-def image_fault(data: bytes, rules: Rules) -> str:
-    """Why an image is of no use, "" if it is."""
-    spec = ImageSpec(size=16, resize="box", min_side=rules.min_side, max_aspect=rules.max_aspect,
-                     max_pixels=rules.max_pixels, max_bytes=rules.max_image_bytes)
-    try:
-        pixels = decode_image(data, spec).reshape(-1, 3)
-    except ImageError as e:
-        return e.reason
-    return "single colour" if np.ptp(pixels, axis=0).max() <= rules.single_colour else ""
-
-
 def make_units(inputs: Iterable[tuple[str, int]], image_files: Iterable[tuple[str, int]]) -> list[Unit]:
     """A unit for every archive, and one for every two first hex digits of the names of fetched images."""
-    units = [Unit(f"{os.path.basename(p)}-{hashlib.sha256(p.encode()).hexdigest()[:8]}", ((p, str(size)),))
-             for p, size in inputs]
+    units = [Unit(file_name(p), ((p, str(size)),)) for p, size in inputs]
     groups: dict[str, list] = {}
     for path, size in image_files:
         groups.setdefault(os.path.basename(path)[:2].lower(), []).append((path, str(size)))

@@ -1,0 +1,5 @@
+"""python -m data_pipelines.caption_pairs: see README.md here."""
+
+from data_pipelines.caption_pairs.pipeline import main
+
+main()
