@@ -15,21 +15,23 @@ def check_fit(name: str, config: StageConfig) -> None:
         ConfigError: naming both fields and what to change.
     """
     where = f"{name}." if name else ""
-    lm = config.model.lm
+    part = "lm" if hasattr(config.model, "lm") else "text"
+    reader = getattr(config.model, part)            # the tower that reads tokens
     try:
         vocab_size = config.data.make_tokenizer().vocab_size
     except (OSError, ValueError) as error:
         raise ConfigError(f"{where}data.tokenizer: {error}") from error
-    require(vocab_size <= lm.vocab_size,
-            f"{where}model.lm.vocab_size={lm.vocab_size} is less than the {vocab_size} tokens of the tokenizer")
+    require(vocab_size <= reader.vocab_size,
+            f"{where}model.{part}.vocab_size={reader.vocab_size} is less than the {vocab_size} tokens of the tokenizer")
     for set_name, data in config.data.sets.items():
         path = f"{where}data.sets.{set_name}"
         require(data.template in (config.system, "language"),
                 f"{path}.template={data.template!r} does not fit system {config.system!r}; "
                 f"use {config.system!r}, or 'language' for text alone")
         longest = data.max_tokens or data.seq_len
-        require(longest <= lm.max_positions, f"{path}: documents of up to {longest} tokens are longer than "
-                                             f"{where}model.lm.max_positions={lm.max_positions}; set max_tokens")
+        require(longest <= reader.max_positions,
+                f"{path}: documents of up to {longest} tokens are longer than "
+                f"{where}model.{part}.max_positions={reader.max_positions}; set max_tokens")
         if data.images_per_row:
             _check_images(path, where, data, config.model)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmjax import models
 from mmjax.data.prepare import DataConfig
-from mmjax.evals.config import EvalConfig
+from mmjax.evals.matching import AnyEval
 from mmjax.training import config as config_lib
 from mmjax.training.config import StageConfig
 from mmjax.training.structure import ConfigError, choices, to_dict
@@ -20,7 +20,7 @@ FILE = "config.json"
 
 def resolve(values: Mapping[str, Any]) -> Stages:
     """(name, config) of every stage; ConfigError names what is wrong."""
-    return config_lib.resolve(values, model_types=models.CONFIGS, data_type=DataConfig, eval_type=EvalConfig)
+    return config_lib.resolve(values, model_types=models.CONFIGS, data_type=DataConfig, eval_type=AnyEval)
 
 
 def from_args(args: argparse.Namespace) -> Stages:

@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mmjax.data.config import LoaderConfig
-from mmjax.data.first_light import bindings, build
+from mmjax.data.first_light import bindings, build, captions
 from mmjax.data.first_light.manifest import Manifest
 
 BUILDERS: dict[str, tuple[type, Callable[..., Manifest]]] = {
     "first_light": (build.FirstLightConfig, build.build),
     "bindings": (bindings.BindingsConfig, bindings.write_bindings),
+    "captions": (captions.CaptionsConfig, captions.write_captions),
 }
 
 

@@ -31,6 +31,9 @@ TEMPLATES: dict[str, Template] = {
         dict(bos="<s>", eos="", eoc="<EOC>", image="<image>"), end="{eoc}{eos}", between="{eoc}",
         before_image="{image}", cross_attention=True),
 
+    # `<s> text </s>`; the image stands beside the text, which does not say where. (arXiv:2103.00020)
+    "clip": Template(_SENTENCE, cross_attention=True),
+
     # `<s> <image> slot*R </image> text </s>`. Nothing of the image block is learned, `</image>` included, as in the
     # released LAION loader. (arXiv:2302.14045, 2.3 and 3.1)
     "kosmos1": Template(

@@ -6,13 +6,15 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.batch import Batch
+from mmjax.data.documents import Document, Text
 from mmjax.evals.config import EvalConfig
 from mmjax.evals.fewshot import ZERO_SHOT_TEXTS, Task, choose_shots, other_examples, read_task
+from mmjax.evals.matching import AnyEval, MatchingConfig, read_queries
 from mmjax.evals.prompts import Writer
 from mmjax.models.interface import Model
 
 
-def check_evals(configs: Sequence[EvalConfig], model: Model, writer: Writer) -> None:
+def check_evals(configs: Sequence[AnyEval], model: Model, writer: Writer) -> None:
     """Reads the data of every task and encodes all prompts; no parameter is needed and no image decoded.
 
     Raises:
@@ -23,6 +25,9 @@ def check_evals(configs: Sequence[EvalConfig], model: Model, writer: Writer) -> 
     if len(set(names)) < len(names):
         raise ValueError(f"evals {names} must have different names")
     for config in configs:
+        if isinstance(config, MatchingConfig):
+            _check_matching(config, model, writer)
+            continue
         task = read_task(config)
         if config.kind == "classification":
             _check_labels(config, task)
@@ -32,6 +37,22 @@ def check_evals(configs: Sequence[EvalConfig], model: Model, writer: Writer) -> 
             images = jax.ShapeDtypeStruct((1, writer.image.size, writer.image.size, 3), jnp.uint8)
             jax.eval_shape(lambda key, x: model.image_features(model.init(key), x), jax.random.key(0), images)
         _check_lengths(config, task, model, writer)
+
+
+def _check_matching(config: MatchingConfig, model: Model, writer: Writer) -> None:
+    """Reads the examples, and traces the reading of their longest text."""
+    queries = read_queries(config)
+    if not hasattr(model, "text_features"):
+        raise ValueError(f"eval {config.name}: kind={config.kind!r} compares embeddings of images and texts, which "
+                         "this system does not have; use 'classification' or 'captioning'")
+    answers = {answer.strip() for answer in (*config.labels, *(a for e in queries for a in e.answers))}
+    texts = [template.replace("{}", answer) for answer in answers for template in config.templates]
+    longest = max(len(writer.template.encode(Document((Text(t),)), writer.tokenizer).tokens) for t in texts)
+    read = lambda key, batch: model.text_features(model.init(key), batch)  # noqa: E731
+    try:
+        jax.eval_shape(read, jax.random.key(0), _example(longest, 0, writer))
+    except ValueError as e:
+        raise ValueError(f"eval {config.name} has texts of up to {longest} tokens: {e}") from e
 
 
 def _check_labels(config: EvalConfig, task: Task) -> None:

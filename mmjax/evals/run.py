@@ -16,6 +16,7 @@ from mmjax.evals.cider import cider_d
 from mmjax.evals.classification import score_labels
 from mmjax.evals.config import EvalConfig
 from mmjax.evals.fewshot import ZERO_SHOT_TEXTS, Example, Task, choose_shots, other_examples, read_task, shot_orders
+from mmjax.evals.matching import AnyEval, MatchingConfig, run_task
 from mmjax.evals.prompts import Prompt, Writer
 from mmjax.evals.report import SWAPPED, Sample
 from mmjax.models.interface import Model, Params
@@ -26,7 +27,7 @@ class Results(NamedTuple):
 
     Attributes:
         metrics: "task/metric/shots" -> value, and "task/chance". Metrics of a classification: accuracy; of a
-            captioning: exact_match and cider; each with "_swapped" for the control.
+            captioning: exact_match and cider; each with "_swapped" for the control. Those of `matching` see there.
         samples: "task/shots" -> some of the true (not swapped) answers.
     """
 
@@ -42,7 +43,7 @@ class _Answers(NamedTuple):
     correct: np.ndarray
 
 
-def run_evals(configs: Sequence[EvalConfig], model: Model, params: Params, tokenizer: Tokenizer, template: Template,
+def run_evals(configs: Sequence[AnyEval], model: Model, params: Params, tokenizer: Tokenizer, template: Template,
               image: ImageSpec, frames: int = 1, progress: bool = True) -> Results:
     """Evaluates a model on every task, at every number of shots, with true and with swapped images.
 
@@ -61,10 +62,16 @@ def run_evals(configs: Sequence[EvalConfig], model: Model, params: Params, token
     """
     writer, results = Writer(tokenizer, template, image, frames), Results({}, {})
     check_evals(configs, model, writer)
-    with tqdm(total=sum(len(c.shots) * (1 + c.swapped) for c in configs), desc="evaluate", unit="pass",
+    with tqdm(total=sum(len(c.shots) * (1 + getattr(c, "swapped", 0)) for c in configs), desc="evaluate", unit="pass",
               disable=not progress) as bar:
         for config in configs:
-            _run_task(config, model, params, writer, results, bar)
+            if isinstance(config, MatchingConfig):
+                bar.set_postfix_str(config.name)
+                values, results.samples[f"{config.name}/0"] = run_task(config, model, params, writer)
+                results.metrics.update(values)
+                bar.update()
+            else:
+                _run_task(config, model, params, writer, results, bar)
     return results
 
 

@@ -4,12 +4,14 @@ from typing import Any
 
 from mmjax.layers.low_rank import Choose
 from mmjax.models.adapted import Adapted
+from mmjax.models.clip import Clip, ClipConfig
 from mmjax.models.flamingo import Flamingo, FlamingoConfig
 from mmjax.models.interface import Model
 from mmjax.models.kosmos1 import Kosmos1, Kosmos1Config
 from mmjax.models.language import Language, LanguageConfig
 
 SYSTEMS: dict[str, tuple[type, type]] = {
+    "clip": (Clip, ClipConfig),
     "flamingo": (Flamingo, FlamingoConfig),
     "kosmos1": (Kosmos1, Kosmos1Config),
     "language": (Language, LanguageConfig),

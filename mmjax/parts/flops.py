@@ -6,9 +6,12 @@ memory. A weight that trains costs its product once more for its gradient, and o
 it trains and needs the gradient of its input.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mmjax.batch import Batch
@@ -17,6 +20,8 @@ from mmjax.parts.connectors import AttentivePoolConfig
 from mmjax.parts.decoder import DecoderConfig
 from mmjax.parts.gated_xattn import GatedXAttnConfig
 from mmjax.parts.perceiver import PerceiverConfig
+from mmjax.parts.text_tower import TextTowerConfig
+from mmjax.parts.vision_tower import VisionConfig, vision_tower
 from mmjax.parts.vit import ViTConfig
 
 Trains = Callable[[str], bool]      # whether any parameter below a path "a/b" trains
@@ -146,6 +151,29 @@ def vit(config: ViTConfig, frames: float, trains: Trains, path: str = "vision") 
         cost += stack(config.block, count, rows, pairs, own, below)
         below |= own
     return cost
+
+
+def vision(config: VisionConfig, frames: float, trains: Trains, path: str = "vision") -> Cost:
+    """Any vision tower. Those of convolutions train as a whole or not at all, and count as a trace of them does."""
+    if isinstance(config, ViTConfig):
+        return vit(config, frames, trains, path)
+    forward = frames * _traced(config)
+    return Cost(forward, 2 * forward * trains(path))
+
+
+@functools.cache
+def _traced(config: VisionConfig) -> float:
+    """Operations of a tower for one image, by XLA's count of the program before it optimizes it."""
+    tower = vision_tower(config)
+    image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.uint8)
+    params = jax.eval_shape(tower.init, jax.random.key(0), image)
+    return jax.jit(tower.apply).lower(params, image).cost_analysis()["flops"]
+
+
+def text_tower(config: TextTowerConfig, work: Work, trains: bool) -> Cost:
+    """A text tower's blocks."""
+    pairs = work.pairs if config.causal else 2 * work.pairs - work.tokens
+    return stack(config.block, config.num_layers, work.tokens, pairs, trains, trains)
 
 
 def perceiver(config: PerceiverConfig, features: float, items: float, trains: bool, to_input: bool) -> Cost:

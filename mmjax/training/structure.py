@@ -142,12 +142,22 @@ def _convert_union(args: tuple, value: Any, path: str) -> Any:
     members = [a for a in args if a is not types.NoneType]
     if len(members) == 1:
         return _convert(members[0], value, path)
+    if isinstance(value, Mapping) and (member := _meant(members, value)):
+        return _convert(member, value, path)        # its error is the clear one
     for member in members:
         try:
             return _convert(member, value, path)
         except ConfigError:
             continue
     raise _wrong_type(path, value, " or ".join(getattr(m, "__name__", str(m)) for m in members))
+
+
+def _meant(members: list, value: Mapping) -> Any | None:
+    """The dataclass that a mapping is meant for: by its `kind`, if they have one, else by the names of its fields."""
+    classes = [m for m in members if dataclasses.is_dataclass(m)]
+    by_kind = [m for m in classes if value.get("kind") in typing.get_args(typing.get_type_hints(m).get("kind"))]
+    names = {m: {field.name for field in dataclasses.fields(m)} for m in classes}
+    return max(by_kind or classes, key=lambda m: len(names[m] & set(value)), default=None)
 
 
 def _convert_tuple(args: tuple, value: Any, path: str) -> tuple:

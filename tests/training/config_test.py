@@ -146,8 +146,9 @@ def test_a_run_continues_only_under_its_own_config():
     lines = str(error.value).splitlines()
     assert "/run holds a run of another config" in lines[0]
     assert ["model.block.embed_dim", "4", "8"] in [line.split() for line in lines]
+    fields = ("lora_alpha", "lora_rank", "lr_mult", "max_value", "weight_decay")
     assert [line.split()[0] for line in lines[2:]] == [
-        "groups.main.lr_mult", "groups.main.weight_decay", "groups.other.lr_mult", "groups.other.weight_decay",
+        *(f"groups.{group}.{field}" for group in ("main", "other") for field in fields),
         "model.block.embed_dim", "rules.0.1", "seed"]
 
 
