@@ -132,12 +132,20 @@ class Attention(nn.Module):
         if rotary is not None:
             q, k = rotary.rotate_q(q), rotary.rotate_k(k)
         cache = cache.write(layer, k, v)
-        if x.shape[1] == 1 and bias is None:        # the kernel of decoding takes no bias
-            out = cached_attention(q[:, 0], cache.k, cache.v, layer, mask=mask, scale=self.scale)[:, None]
-        else:
-            k, v = (store.astype(q.dtype) for store in cache.read(layer, self.head_dim))
-            out = attention(q, k, v, mask=mask, bias=bias, scale=self.scale)
-        return self._finish(out), cache
+        return self._finish(self._read(q, mask, cache, layer, bias)), cache
+
+    def attend_cached(self, x: jax.Array, mask: IntervalMask, cache: KVCache, layer: jax.Array) -> jax.Array:
+        """Attends from T' new tokens [B, T', D] to what the cache holds, which stays as it is: dtype[B, T', D]."""
+        q, _ = self._queries(x, None)
+        return self._finish(self._read(q, mask, cache, layer))
+
+    def _read(self, q: jax.Array, mask: IntervalMask, cache: KVCache, layer: jax.Array, bias: jax.Array | None = None
+              ) -> jax.Array:
+        """Attention of queries [B, T', N, H] to a layer of the cache."""
+        if q.shape[1] == 1 and bias is None:        # the kernel of decoding takes no bias
+            return cached_attention(q[:, 0], cache.k, cache.v, layer, mask=mask, scale=self.scale)[:, None]
+        k, v = (store.astype(q.dtype) for store in cache.read(layer, self.head_dim))
+        return attention(q, k, v, mask=mask, bias=bias, scale=self.scale)
 
     def _queries(self, x: jax.Array, bias: jax.Array | Distances | None) -> tuple[jax.Array, jax.Array | None]:
         """Queries of x, and the bias of the logits as an array."""

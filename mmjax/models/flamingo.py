@@ -57,11 +57,10 @@ class FlamingoConfig:
 
 @flax.struct.dataclass
 class FlamingoCache:
-    """The language model's cache, the cross-attention keys and values [G, B, S, N, H], and the image last seen."""
+    """The language model's cache, that of the cross-attention layers (all visual tokens), and the image last seen."""
 
     lm: KVCache
-    k: jax.Array
-    v: jax.Array
+    visual: KVCache
     image_index: jax.Array
 
     @property
@@ -69,7 +68,7 @@ class FlamingoCache:
         return self.lm.lengths
 
     def take(self, rows: jax.Array) -> "FlamingoCache":
-        return FlamingoCache(self.lm.take(rows), self.k[:, rows], self.v[:, rows], self.image_index[rows])
+        return FlamingoCache(self.lm.take(rows), self.visual.take(rows), self.image_index[rows])
 
 
 class Flamingo:
@@ -119,8 +118,10 @@ class Flamingo:
     def prefill(self, params: Params, batch: Batch, max_len: int) -> tuple[jax.Array, FlamingoCache]:
         visual, lengths = self._visual(params, batch), row_lengths(batch)
         k, v = jax.vmap(lambda p: self.xattn.apply({"params": p}, visual, method="project_kv"))(params["xattn"])
+        k, v = (x.reshape(*x.shape[:3], -1) for x in (k, v))
+        kept = KVCache(k, v, jnp.full(k.shape[1], k.shape[2], jnp.int32))
         last = jnp.take_along_axis(batch.image_index, jnp.maximum(lengths - 1, 0)[:, None], axis=1)[:, 0]
-        cache = FlamingoCache(empty_cache(self.config.lm, batch.tokens.shape[0], max_len), k, v, last)
+        cache = FlamingoCache(empty_cache(self.config.lm, batch.tokens.shape[0], max_len), kept, last)
         return self._extend(params, batch.tokens, cache, lengths, batch.image_index)
 
     def decode(self, params: Params, tokens: jax.Array, cache: FlamingoCache) -> tuple[jax.Array, FlamingoCache]:
@@ -133,10 +134,10 @@ class Flamingo:
         mask = self._mask(image_index)
 
         def attend(layer, y):
-            p, k, v = layer
-            return self.xattn.apply({"params": p}, y, k, v, mask, method="attend")
+            p, index = layer
+            return self.xattn.apply({"params": p}, y, mask, cache.visual, index, method="attend_cached")
 
-        hook = self._hook((params["xattn"], cache.k, cache.v), attend)
+        hook = self._hook((params["xattn"], jnp.arange(len(cache.visual.k))), attend)
         lm = self.lm.bind({"params": params["lm"]})
         logits, lm_cache = lm.extend(lm.embed(tokens), cache.lm, num_new, hook=hook)
         return logits, cache.replace(lm=lm_cache)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mmjax.kernels.attention import IntervalMask
-from mmjax.layers import Attention, Mlp, Norm, param
+from mmjax.layers import Attention, KVCache, Mlp, Norm, param
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,15 +61,17 @@ class GatedXAttn(nn.Module):
         """Visual tokens float[B, S, visual_dim] -> keys and values [B, S, N, H], to be kept while decoding."""
         return self.attention.project_kv(visual)
 
-    def attend(self, y: jax.Array, k: jax.Array, v: jax.Array, mask: IntervalMask) -> jax.Array:
-        """Runs the layer on given keys and values: float[B, T, D] -> float[B, T, D].
+    def __call__(self, y: jax.Array, visual: jax.Array, mask: IntervalMask) -> jax.Array:
+        """float[B, T, D] and visual tokens float[B, S, visual_dim] -> float[B, T, D].
 
         Tokens with an empty interval get exactly 0 from the attention; they still pass the dense part.
         """
-        attended = self.attention.attend(self.attention_norm(y), k, v, mask)
+        return self._add(y, self.attention(self.attention_norm(y), mask, source=visual))
+
+    def attend_cached(self, y: jax.Array, mask: IntervalMask, cache: KVCache, layer: jax.Array) -> jax.Array:
+        """The same from the keys and values of one layer of a cache; for a single token they are not copied."""
+        return self._add(y, self.attention.attend_cached(self.attention_norm(y), mask, cache, layer))
+
+    def _add(self, y: jax.Array, attended: jax.Array) -> jax.Array:
         y = y + jnp.tanh(self.attention_gate).astype(y.dtype) * attended
         return y + jnp.tanh(self.mlp_gate).astype(y.dtype) * self.mlp(self.mlp_norm(y))
-
-    def __call__(self, y: jax.Array, visual: jax.Array, mask: IntervalMask) -> jax.Array:
-        """float[B, T, D] and visual tokens float[B, S, visual_dim] -> float[B, T, D]."""
-        return self.attend(y, *self.project_kv(visual), mask)

@@ -6,8 +6,9 @@ import numpy as np
 import numpy_oracle as oracle
 import pytest
 
+from mmjax.kernels.attention import IntervalMask
 from mmjax.kernels.attention import mask as masks
-from mmjax.layers import init_params, unbox
+from mmjax.layers import KVCache, init_params, unbox
 from mmjax.parts.gated_xattn import GatedXAttn, GatedXAttnConfig
 
 pytestmark = pytest.mark.quick
@@ -66,9 +67,17 @@ def test_text_without_an_image_gets_exactly_nothing_from_attention():
 
 
 def test_kept_keys_and_values_give_the_same():
+    """All tokens together, and one by one as decoding has them."""
     params = {"params": random_params()}
     layer = GatedXAttn(CONFIG)
+    run = jax.jit(lambda *args: layer.apply(params, *args, 1, method="attend_cached"))
     k, v = jax.jit(lambda visual: layer.apply(params, visual, method="project_kv"))(VISUAL)
-    kept = jax.jit(lambda y, k, v: layer.apply(params, y, k, v, MASK, method="attend"))(Y, k, v)
-    at_once = jax.jit(lambda y, visual: layer.apply(params, y, visual, MASK))(Y, VISUAL)
-    np.testing.assert_allclose(kept, at_once, rtol=1e-6, atol=1e-6)
+    b, s = k.shape[:2]
+    cache = KVCache(*(jnp.full((2, b, s, x[0, 0].size), jnp.nan).at[1].set(x.reshape(b, s, -1)) for x in (k, v)),
+                    jnp.full(b, s))
+    want = jax.jit(lambda y, visual: layer.apply(params, y, visual, MASK))(Y, VISUAL)
+    np.testing.assert_allclose(run(Y, MASK, cache), want, rtol=1e-6, atol=1e-6)
+    for t in range(Y.shape[1]):
+        mask = IntervalMask(*(jnp.asarray(x)[:, t : t + 1] for x in MASK))
+        np.testing.assert_allclose(run(Y[:, t : t + 1], mask, cache), want[:, t : t + 1], rtol=1e-6, atol=1e-6)
+
