@@ -2,7 +2,11 @@
 
 Run:     python experiments/benchmarks/attention_tpu_static.py --out=experiments/benchmarks/attention_tpu_static.json
 Prints:  a row per (system, generation, kernel): VLIW bundles of one visit to a tile and head, share of the matrix
-         unit's slots they use, spill stores, visited over visible pairs, and bundles per 1,000 visible pairs.
+         unit's slots they use, spill stores, visited over visible pairs, bundles per 1,000 visible pairs, and the
+         on-chip vector memory of the kernel.
+
+That memory is all that the compiler lays out at once for the kernel: both buffers of every block, scratch, spills. Not
+in it are operands of a few KB (bounds, positions) that XLA places on chip as a whole.
 
 Bundles are those of the compiler's final schedule of the tile's own code, for a fixed libtpu; waiting for memory, the
 steps of the grid and what is done once a block (ours: rotary) are not in them. Splash attention, which has no rotary,
@@ -46,7 +50,7 @@ TOPOLOGIES = {
     "tpu7x": dict(topology_name="tpu7x:2x2x1"),
 }
 UNITS = ["MXU", "XLU", "VALU", "VPOP", "EUP", "VLOAD", "FILL", "VSTORE", "SPILL", "SALU"]
-NUM_HEADS = 4  # enough for a group; tiles do not depend on it
+NUM_HEADS = 256     # tiles do not depend on it; with few, XLA keeps whole operands on chip beside the kernel
 
 
 def packed(*lengths):
@@ -83,8 +87,11 @@ def compile_for(generation: str, run, *args) -> None:
     jax.jit(passes).trace(*args).lower(lowering_platforms=("tpu",)).compile()
 
 
-def schedules(kernel: str) -> dict[str, list[dict]]:
-    """Name of each dumped kernel -> its straight pieces of code that multiply matrices: bundles, and uses of a unit."""
+def schedules(kernel: str) -> dict[str, tuple[int, list[dict]]]:
+    """Name of each dumped kernel -> bytes of vector memory, and its straight pieces of code that multiply matrices.
+
+    Of a piece the bundles, and the uses of each unit.
+    """
     found = {}
     for path in sorted(glob.glob(f"{DUMP}/*{kernel}*final_hlo-static-per-bundle-utilization.txt")):
         name = re.search(rf"-({kernel}\w*)", path)[1]
@@ -99,8 +106,11 @@ def schedules(kernel: str) -> dict[str, list[dict]]:
                 cuts |= {int(mark[1], 0) + 5} if "sbr.rel" in line else set()   # a jump has four more bundles
         cuts = sorted(c for c in cuts if c <= len(uses))
         pieces = [uses[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
-        found[name] = [dict(bundles=len(x), **dict(zip(UNITS, x.sum(0).tolist(), strict=True)))
-                       for x in pieces if len(x) and x[:, 0].sum() > len(x) / 4]
+        (layout,) = glob.glob(glob.escape(stem) + "*-post-bundle-packing-post-ra.txt")
+        placed = re.findall(r"space=vmem, size = (\w+), offset = (\w+)", pathlib.Path(layout).read_text())
+        found[name] = max(int(size, 0) + int(offset, 0) for size, offset in placed), [
+            dict(bundles=len(x), **dict(zip(UNITS, x.sum(0).tolist(), strict=True)))
+            for x in pieces if len(x) and x[:, 0].sum() > len(x) / 4]
     shutil.rmtree(DUMP)
     os.makedirs(DUMP)
     return found
@@ -120,12 +130,12 @@ def ours(generation, mask, num_keys, head_dim, xpos):
                                      soft_cap=None)
 
     compile_for(generation, run, q, k, k, q, bound, bound, bound, keys)
-    for name, pieces in schedules("attention").items():
+    for name, (vmem, pieces) in schedules("attention").items():
         form = pallas_tpu.plan(q, k, is_backward="backward" in name)
         visible, full = tiles.tiles(mask, num_keys, form.block_queries, form.block_keys)
         counts = int((visible & full).sum()), int((visible & ~full).sum())
         whole, part = pieces    # without and with a mask, in the order of the code
-        yield name, [(n, piece) for n, piece in zip(counts, (whole, part), strict=True)], form.heads, \
+        yield name, vmem, [(n, piece) for n, piece in zip(counts, (whole, part), strict=True)], form.heads, \
             form.block_queries * form.block_keys * sum(counts)
 
 
@@ -147,15 +157,15 @@ def splashed(generation, mask, num_keys, head_dim, xpos):
     compile_for(generation, run, q, k, k, q, q_ids, k_ids)
     i, j = np.indices((4, num_keys // size))
     visits = int((j * size <= i * 512 + 511).sum()) if causal else i.size
-    for name, pieces in schedules("splash").items():
-        yield name, [(visits, pieces[0])], 1, visits * 512 * size
+    for name, (vmem, pieces) in schedules("splash").items():
+        yield name, vmem, [(visits, pieces[0])], 1, visits * 512 * size
 
 
 def measure(generation: str, row: str, peer) -> list[dict]:
     mask, num_keys, head_dim, xpos = ROWS[row]
     pairs = int(np.asarray(masks.to_dense(mask, num_keys)).sum())
     records = []
-    for name, visits, heads, visited in peer(generation, mask, num_keys, head_dim, xpos):
+    for name, vmem, visits, heads, visited in peer(generation, mask, num_keys, head_dim, xpos):
         bundles = sum(n * piece["bundles"] for n, piece in visits) / heads
         uses = sum(n * piece["MXU"] for n, piece in visits) / heads
         records.append(dict(
@@ -163,7 +173,7 @@ def measure(generation: str, row: str, peer) -> list[dict]:
             bundles_per_visit=[round(piece["bundles"] / heads) for _, piece in visits],
             spills_per_visit=[round(piece["SPILL"] / heads) for _, piece in visits],
             mxu=round(uses / bundles / (4 if generation in ("v4", "v5e", "v5p") else 2), 3),
-            bundles_per_1000_pairs=round(1000 * bundles / pairs, 3)))
+            bundles_per_1000_pairs=round(1000 * bundles / pairs, 3), vmem_bytes=vmem))
         print(json.dumps(records[-1]), flush=True)
     return records
 
