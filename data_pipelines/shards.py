@@ -40,12 +40,12 @@ def check_settings(output: str, settings: Mapping[str, Any]):
         ValueError: if the folder was begun under other settings; names each that differs.
     """
     path = os.path.join(output, SETTINGS)
-    wanted = json.loads(json.dumps(settings))
     try:
-        found = json.loads(files.read(path))
+        found = _flat(json.loads(files.read(path)))
     except FileNotFoundError:
-        files.write(path, json.dumps(wanted, indent=1, sort_keys=True).encode())
+        files.write(path, json.dumps(settings, indent=1, sort_keys=True).encode())
         return
+    wanted = _flat(json.loads(json.dumps(settings)))
     differ = [f"{k}: {found.get(k)!r} there, {wanted.get(k)!r} now" for k in sorted({*found, *wanted})
               if found.get(k) != wanted.get(k)]
     if differ:
@@ -108,3 +108,11 @@ def add_counts(tables: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, d
 def _chain(first: Document, rest: Iterable[Document]):
     yield first
     yield from rest
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level, a.b for b in a."""
+    flat = {}
+    for k, v in settings.items():
+        flat.update(_flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {f"{prefix}{k}": v})
+    return flat
