@@ -15,6 +15,7 @@ COMMANDS = {
     "params": "print the parameters of a config: shapes, shardings, what trains",
     "plan": "say what a config will need on a machine that is not at hand: memory, time, network",
     "launch": "run `mmjax train` as several processes of this machine",
+    "data": "look at data, count it, verify it, time it",
     "doctor": "check this machine: versions, devices, extras, disk space, a small computation",
 }
 ALONE = ("evaluate", "generate")            # commands that would write the same files from every process
