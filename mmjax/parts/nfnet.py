@@ -16,6 +16,7 @@ from mmjax.layers import ACTIVATIONS, Linear, init_params, init_stack, param
 from mmjax.layers.conv import average_pool, conv2d
 from mmjax.layers.stack import REMAT_POLICIES
 from mmjax.parallel import reshape
+from mmjax.parts.patches import normalize_pixels
 
 GAIN = 1.7015043497085571       # one over the standard deviation of GELU of a standard normal; of the authors' code
 SE_GAIN = 2.0
@@ -105,8 +106,7 @@ class NFNet(nn.Module):
             float[B, P, num_features] in row-major order, P = ceil(H / 32) ceil(W / 32).
         """
         c = self.config
-        mean, std = (jnp.asarray(v, jnp.float32) for v in (c.pixel_mean, c.pixel_std))
-        x = ((images.astype(jnp.float32) / 255.0 - mean) / std).astype(c.dtype)
+        x = normalize_pixels(images, c.pixel_mean, c.pixel_std).astype(c.dtype)
         for i, conv in enumerate(self.stem):
             x = conv(c.activate(x) if i else x)
         for i, (first, rest) in enumerate(self.stages):

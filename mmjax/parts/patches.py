@@ -1,12 +1,18 @@
-"""Images as rows of patches: cutting them, where each one lies, and leaving some out."""
+"""Pixels and patches of images: normalising, cutting, where each patch lies, and leaving some out."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mmjax.parallel import layout, reshape
+
+
+def normalize_pixels(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """uint8[..., 3] RGB to float32[..., 3], minus `mean` over `std`, both of RGB in [0, 1]."""
+    return (images.astype(jnp.float32) / 255.0 - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:

@@ -15,6 +15,7 @@ from mmjax.layers import init_params, init_stack, param
 from mmjax.layers.conv import average_pool, conv2d
 from mmjax.layers.stack import REMAT_POLICIES
 from mmjax.parallel import reshape
+from mmjax.parts.patches import normalize_pixels
 
 EXPANSION = 4
 STRIDE = 32
@@ -89,8 +90,7 @@ class ResNet(nn.Module):
         if images.shape[1:] != (c.image_size, c.image_size, 3):
             raise ValueError(f"images {list(images.shape)} must be [B, {c.image_size}, {c.image_size}, 3]; "
                              "image_size of the vision tower and of the data must agree")
-        mean, std = (jnp.asarray(v, jnp.float32) for v in (c.pixel_mean, c.pixel_std))
-        x = ((images.astype(jnp.float32) / 255.0 - mean) / std).astype(c.dtype)
+        x = normalize_pixels(images, c.pixel_mean, c.pixel_std).astype(c.dtype)
         for conv in self.stem:
             x = jax.nn.relu(conv(x))
         x = average_pool(x, 2)

@@ -11,7 +11,7 @@ from mmjax.kernels.attention import IntervalMask, Rotary
 from mmjax.kernels.attention import mask as masks
 from mmjax.layers import Block, BlockConfig, Linear, param, run_stack, stack_params
 from mmjax.parallel import shard
-from mmjax.parts.patches import drop_patches, grid_positions, patchify, sincos_positions
+from mmjax.parts.patches import drop_patches, grid_positions, normalize_pixels, patchify, sincos_positions
 
 POSITIONS = ("learned", "sincos")
 
@@ -143,7 +143,7 @@ class ViT(nn.Module):
     def _embed(self, images: jax.Array, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Tokens float[B, P, D] with their positions added, and int32[B, P, 2] where on the grid they are."""
         c = self.config
-        x = self.patch_embed(patchify(self._normalize(images), c.patch_size))
+        x = self.patch_embed(patchify(normalize_pixels(images, c.pixel_mean, c.pixel_std), c.patch_size))
         if c.patch_norm:
             x = self.patch_norm(x)
         table = self.position_embed if c.positions == "learned" else sincos_positions(c.grid, x.shape[2])
@@ -167,10 +167,6 @@ class ViT(nn.Module):
         if not c.rotary_grid:
             return None
         return Rotary(places, places, layout="interleaved", position_scale=c.rotary_grid / c.grid)
-
-    def _normalize(self, images: jax.Array) -> jax.Array:
-        mean, std = (jnp.asarray(v, jnp.float32) for v in (self.config.pixel_mean, self.config.pixel_std))
-        return (images.astype(jnp.float32) / 255.0 - mean) / std
 
 
 def _mask(batch_size: int, num_tokens: int, prefix: jax.Array | None) -> IntervalMask:

@@ -28,7 +28,7 @@ class Golden(NamedTuple):
     about: dict[str, Any]
 
     def save(self, path: Path) -> None:
-        arrays = {f"{group}/{name}": np.ascontiguousarray(a) for group in GROUPS
+        arrays = {f"{group}/{name}": np.array(a, order="C") for group in GROUPS
                   for name, a in getattr(self, group).items()}
         # One entry, because safetensors writes several in any order and the file should depend on nothing but the run.
         save_file(arrays, path, metadata={"golden": json.dumps({"config": self.config, "about": self.about})})

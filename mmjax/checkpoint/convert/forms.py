@@ -29,6 +29,8 @@ def single(load: Callable[[np.ndarray, Shape], np.ndarray], store: Callable[[np.
 same = single(lambda w, _: w, lambda a: a)
 flat = single(lambda w, shape: w.reshape(shape), lambda a: a.reshape(-1))          # a bias with split heads
 batched = single(lambda w, _: w[0], lambda a: a[None])                             # a table with a leading 1
+token = single(lambda w, _: w[0, 0], lambda a: a[None, None])                      # a token with two of them
+image_kernel = single(lambda w, _: w.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))     # torch's OIHW
 
 
 def linear(inputs: int = 1) -> Form:
