@@ -125,7 +125,8 @@ def _loaders(args: argparse.Namespace) -> Iterator[tuple[str, LoaderConfig]]:
     for name, config in stages.select(stages.from_args(args), args.stage):
         data = config.data
         if args.set is not None and args.set not in data.sets:
-            raise ConfigError(f"stage {name!r} has no data set {args.set!r}; {choices(args.set, data.sets)}")
+            raise ConfigError(f"{f'stage {name!r}' if name else 'the config'} has no data set {args.set!r}; "
+                              f"{choices(args.set, data.sets)}")
         prepare(data)
         sets = {n: c for n, c in data.sets.items() if args.set in (None, n)}
         yield name, dataclasses.replace(data, sets=sets, streams=0)
