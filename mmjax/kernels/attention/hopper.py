@@ -17,6 +17,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from mmjax.kernels.attention import tiles as tiling
 from mmjax.kernels.attention.mask import IntervalMask
+from mmjax.kernels.attention.turning import DIGIT
 
 LOWEST = -1e30  # logit of a hidden key; finite, so that a row without keys has no inf - inf
 LOG2_E = math.log2(math.e)
@@ -40,8 +41,27 @@ class Form(NamedTuple):
     interpret: Any = None
 
 
+class Rotation(NamedTuple):
+    """What turns the heads that a kernel keeps: queries before they are used, gradients before they are stored.
+
+    Angles come from integer positions as in `turning`, and the two features of a pair meet in a product with `swap`,
+    which is exact: so one form serves both layouts, parts of a head, and rows and columns.
+
+    Attributes:
+        swap: [H, H] in the dtype of the heads; of x @ swap, each feature is the other one of its pair, the first of a
+            pair with its sign changed, and 0 where nothing turns.
+        turns: float32[4 C, H] turns of a feature for C coordinates, the columns of `turning.constants`; for xPos, one
+            more row with the logarithm (base 2) of the scale per position.
+        positions: int32[B, C, I * 128]; for xPos, one more row with the distance to the centre of the 64 tokens.
+    """
+
+    swap: jax.Array
+    turns: jax.Array
+    positions: jax.Array
+
+
 class XPos(NamedTuple):
-    """What xPos needs in a kernel. Queries and keys come turned, and scaled from the centre of their 64 tokens.
+    """What xPos needs in a kernel. Queries and keys are turned, and scaled from the centre of their 64 tokens.
 
     The rest of the scale is one factor a feature for a pair of blocks, so that no number grows with the sequence: only
     with the positions that differ within 64 tokens, and with the distance of a pair that sees each other.
@@ -140,6 +160,63 @@ def load_key_tiles(k, v, smem, filled, freed, entries, count, where: Callable) -
 
     walk(entries, count, tile, None)
     drain(count, stages, *freed)
+
+
+def parts(refs: tuple, *sizes: int) -> list[tuple]:
+    """Cuts `refs` in parts of these sizes, and the rest."""
+    ends = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+    return [refs[a:b] for a, b in zip(ends, [*ends[1:], None], strict=True)]
+
+
+def rotation_scratch(rotation: Rotation | tuple[()], groups: int) -> tuple:
+    """What a kernel that turns heads holds: the swap, positions of every warpgroup, and a barrier for the swap."""
+    if not rotation:
+        return ()
+    places = plgpu.SMEM((groups, rotation.positions.shape[1], GROUP_ROWS), jnp.int32)
+    return plgpu.SMEM(rotation.swap.shape, rotation.swap.dtype), places, plgpu.Barrier()
+
+
+def turned(form: Form, x: jax.Array, smem, swap, turns, positions, back: bool = False) -> jax.Array:
+    """Heads turned by their positions, or gradients turned back, and for xPos scaled.
+
+    Args:
+        x: float32[64, H], or a ref of it in another dtype.
+        smem: ref[64, H] that has `x` in the dtype of `swap`.
+        swap, turns, positions: refs of a `Rotation`, positions those of the 64 rows.
+    """
+    swapped, shape = product(form, smem, swap), x.shape
+    whole, rest = 0.0, 0.0
+    for axis in range(turns.shape[0] // 4):
+        for i, digit in enumerate((positions[axis] >> DIGIT, positions[axis] & (2**DIGIT - 1))):
+            digit = rows(digit.astype(jnp.float32), shape)
+            at = 4 * axis + 2 * i
+            upper, lower = (columns(plgpu.load(turns.at[at + j], optimized=False), shape) for j in (0, 1))
+            whole += upper * digit - jnp.round(upper * digit)
+            rest += lower * digit
+    angle = whole + rest
+    angle = (angle - jnp.round(angle)) * (-2 * math.pi if back else 2 * math.pi)
+    x = x[...].astype(jnp.float32) * jnp.cos(angle) + swapped * jnp.sin(angle)
+    if turns.shape[0] % 4 == 0:
+        return x
+    log_scale = columns(plgpu.load(turns.at[turns.shape[0] - 1], optimized=False), shape)
+    exponent = log_scale * rows(positions[positions.shape[0] - 1].astype(jnp.float32), shape)
+    return x * jnp.exp2(jnp.minimum(jnp.maximum(exponent, -MAX_EXPONENT), MAX_EXPONENT))
+
+
+def finish(form: Form, gradient: jax.Array, smem, angles: tuple, turning: tuple, group: jax.Array) -> None:
+    """Writes float32[64, H] to `smem`, turned back where heads turn.
+
+    Args:
+        angles: refs of a `Rotation`, or ().
+        turning: of its `rotation_scratch`.
+    """
+    if angles:
+        swap, places, swap_full = turning
+        plgpu.barrier_wait(swap_full)
+        smem[...] = gradient.astype(swap.dtype)
+        plgpu.commit_smem()
+        gradient = turned(form, gradient, smem, swap, angles[1], places.at[group], back=True)
+    smem[...] = gradient.astype(smem.dtype)
 
 
 def transposed(ref):

@@ -15,20 +15,23 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from mmjax.kernels.attention import hopper
-from mmjax.kernels.attention.hopper import GROUP_ROWS, Form, TileList, XPos, columns, rows
+from mmjax.kernels.attention.hopper import GROUP_ROWS, Form, Rotation, TileList, XPos, columns, rows
 
 GROUPS = 2
 
 
 def backward_queries(
-    form: Form, q, k, v, d_out, bounds, stats, tiles: TileList, xpos: XPos | tuple[()], *, size: int, stages: int
+    form: Form, q, k, v, d_out, bounds, stats, tiles: TileList, xpos: XPos | tuple[()], rotation: Rotation | tuple[()],
+    *, size: int, stages: int,
 ):
     """Gradient with respect to the queries, [B, T, N, H] in their dtype.
 
     Args:
-        form, q, k, v, bounds, tiles, xpos, size, stages: see `hopper_forward.forward`.
+        form, k, v, bounds, tiles, xpos, size, stages: see `hopper_forward.forward`.
+        q: [B, T, N, H] turned queries.
         d_out: [B, T, N, H] cotangent of the output, in the dtype of `q`.
         stats: float32[B, N, 2, I * 128] log-sum-exp, and the products of output and cotangent.
+        rotation: of the queries, to turn the gradient back; or ().
     """
     b, _, n, h = q.shape
     group_heads = n // k.shape[2]
@@ -36,7 +39,8 @@ def backward_queries(
     shape = (GROUP_ROWS, size)
 
     def kernel(q, k, v, d_out, bounds, stats, entries, count, *refs):
-        scales, (d_q, buffers, q_full, k_full, v_full, k_free, v_free) = refs[: len(xpos)], refs[len(xpos) :]
+        scales, angles, refs = hopper.parts(refs, len(xpos), len(rotation))
+        d_q, buffers, q_full, k_full, v_full, k_free, v_free, turning = refs
         q_smem, d_out_smem, bounds_smem, stats_smem, k_smem, v_smem = buffers
         row, head, group = lax.axis_index("row"), lax.axis_index("head"), lax.axis_index("group")
         block = num_blocks - 1 - lax.axis_index("block")  # causal rows grow: the longest lists start first
@@ -46,6 +50,8 @@ def backward_queries(
         @pl.when(group == GROUPS)
         def load():
             plgpu.set_max_registers(hopper.LOAD_REGISTERS, action="decrease")
+            if rotation:
+                plgpu.copy_gmem_to_smem(angles[0], turning[0], turning[2])
             hopper.load_key_tiles(
                 k, v, (k_smem, v_smem), (k_full, v_full), (k_free, v_free), entries, count,
                 lambda at: (row, pl.ds(at * size, size), lax.div(head, group_heads)),
@@ -61,6 +67,8 @@ def backward_queries(
             plgpu.copy_gmem_to_smem(d_out.at[row, mine, head], d_out_rows, q_full.at[group])
             plgpu.copy_gmem_to_smem(bounds.at[row, :, mine], bounds_smem.at[group], q_full.at[group])
             plgpu.copy_gmem_to_smem(stats.at[row, head, :, mine], stats_smem.at[group], q_full.at[group])
+            if rotation:
+                plgpu.copy_gmem_to_smem(angles[2].at[row, :, mine], turning[1].at[group], q_full.at[group])
             plgpu.barrier_wait(q_full.at[group])
             start, stop = bounds_smem[group, 0], bounds_smem[group, 1]
             lse, delta = stats_smem[group, 0], stats_smem[group, 1]
@@ -82,7 +90,7 @@ def backward_queries(
                 return d_q
 
             total = hopper.walk(entries, count, tile, jnp.zeros((GROUP_ROWS, h), jnp.float32))
-            queries[...] = (total * form.scale).astype(d_q.dtype)
+            hopper.finish(form, total * form.scale, queries, angles, turning, group)
             plgpu.commit_smem()
             plgpu.copy_smem_to_gmem(queries, d_q.at[row, mine, head])
             plgpu.wait_smem_to_gmem(0)
@@ -100,19 +108,21 @@ def backward_queries(
     return plgpu.kernel(
         kernel,
         out_type=jax.ShapeDtypeStruct(q.shape, q.dtype),
-        scratch_types=(buffers, plgpu.Barrier(num_arrivals=4, num_barriers=GROUPS), filled, filled, freed, freed),
+        scratch_types=(
+            buffers, plgpu.Barrier(num_arrivals=5 if rotation else 4, num_barriers=GROUPS), *[filled] * 2, *[freed] * 2,
+            hopper.rotation_scratch(rotation, GROUPS)),
         grid=(b, num_blocks, n),
         grid_names=("row", "block", "head"),
         num_threads=GROUPS + 1,
         thread_name="group",
         compiler_params=hopper.compiler_params(),
         interpret=form.interpret,
-    )(q, k, v, d_out, bounds, stats, *tiles, *xpos)
+    )(q, k, v, d_out, bounds, stats, *tiles, *xpos, *rotation)
 
 
 def backward_keys(
-    form: Form, q, k, v, d_out, bounds, stats, tiles: TileList, xpos: XPos | tuple[()], *, size: int, stages: int,
-    wanted: str, pair_heads: bool,
+    form: Form, q, k, v, d_out, bounds, stats, tiles: TileList, xpos: XPos | tuple[()], rotation: Rotation | tuple[()],
+    *, size: int, stages: int, wanted: str, pair_heads: bool,
 ):
     """Gradients with respect to keys and values, [B, S, K, H] each in their dtype, those that are wanted.
 
@@ -120,8 +130,9 @@ def backward_keys(
     read it, so nothing is summed across thread blocks.
 
     Args:
-        form, q, k, v, bounds, xpos, stages: see `hopper_forward.forward`.
-        d_out, stats: see `backward_queries`.
+        form, k, v, bounds, xpos, stages: see `hopper_forward.forward`.
+        q, d_out, stats: see `backward_queries`.
+        rotation: of the keys; () where they do not turn or their gradient is not wanted.
         tiles: lists of blocks of queries by block of keys.
         size: queries of a tile.
         wanted: "k", "v" or "kv"; one at a time where the accumulators of both do not fit in registers.
@@ -136,8 +147,8 @@ def backward_keys(
     want_k, want_v = "k" in wanted, "v" in wanted
 
     def kernel(q, k, v, d_out, bounds, stats, entries, count, *refs):
-        scales, refs = refs[: len(xpos)], refs[len(xpos) :]
-        outs, (buffers, k_full, q_full, d_out_full, free) = refs[: len(wanted)], refs[len(wanted) :]
+        scales, angles, outs, refs = hopper.parts(refs, len(xpos), len(rotation), len(wanted))
+        buffers, k_full, q_full, d_out_full, free, turning = refs
         k_smem, v_smem, q_smem, d_out_smem, bounds_smem, stats_smem = buffers
         row, group = lax.axis_index("row"), lax.axis_index("group")
         block, head = lax.axis_index("block"), lax.axis_index("head") * num_lanes
@@ -147,6 +158,8 @@ def backward_keys(
         @pl.when(group == GROUPS)
         def load():
             plgpu.set_max_registers(hopper.LOAD_REGISTERS, action="decrease")
+            if rotation:
+                plgpu.copy_gmem_to_smem(angles[0], turning[0], turning[2])
 
             def tile(step, at, full, _):
                 slot = hopper.slot_of(step, stages)
@@ -176,6 +189,8 @@ def backward_keys(
             keys, values = k_smem.at[group], v_smem.at[group]
             plgpu.copy_gmem_to_smem(k.at[mine], keys, k_full.at[group])
             plgpu.copy_gmem_to_smem(v.at[mine], values, k_full.at[group])
+            if rotation:
+                plgpu.copy_gmem_to_smem(angles[2].at[row, :, mine[1]], turning[1].at[group], k_full.at[group])
             plgpu.barrier_wait(k_full.at[group])
 
             def tile(step, at, full, state):
@@ -207,7 +222,7 @@ def backward_keys(
             nothing = tuple(jnp.zeros((GROUP_ROWS, h), jnp.float32) if want else None for want in (want_k, want_v))
             d_k, d_v = hopper.walk(entries, count, tile, nothing, repeats=heads_per_key)
             if want_k:
-                keys[...] = (d_k * form.scale).astype(k.dtype)
+                hopper.finish(form, d_k * form.scale, keys, angles, turning, group)
             if want_v:
                 values[...] = d_v.astype(v.dtype)
             plgpu.commit_smem()
@@ -225,7 +240,7 @@ def backward_keys(
         smem((stages, *lanes, 2, size), jnp.float32),
     )
     barriers = (
-        plgpu.Barrier(num_arrivals=2, num_barriers=GROUPS),
+        plgpu.Barrier(num_arrivals=3 if rotation else 2, num_barriers=GROUPS),
         plgpu.Barrier(num_arrivals=2 * num_lanes + 1, num_barriers=stages),
         plgpu.Barrier(num_arrivals=num_lanes, num_barriers=stages),
         plgpu.Barrier(num_arrivals=GROUPS, num_barriers=stages),
@@ -233,11 +248,11 @@ def backward_keys(
     return plgpu.kernel(
         kernel,
         out_type=tuple(jax.ShapeDtypeStruct(k.shape, k.dtype) for _ in wanted),
-        scratch_types=(buffers, *barriers),
+        scratch_types=(buffers, *barriers, hopper.rotation_scratch(rotation, GROUPS)),
         grid=(b, num_blocks, num_heads // num_lanes),
         grid_names=("row", "block", "head"),
         num_threads=GROUPS + 1,
         thread_name="group",
         compiler_params=hopper.compiler_params(),
         interpret=form.interpret,
-    )(q, k, v, d_out, bounds, stats, *tiles, *xpos)
+    )(q, k, v, d_out, bounds, stats, *tiles, *xpos, *rotation)

@@ -35,6 +35,10 @@ class Rotary:
         xpos_center: c above. The same for every query and key that meet, also across a cache; half the context is
             a good value. A side grows as 3.5^(|n - c| / scale_base): float32 holds up to |n - c| of about 36,000
             at a scale base of 512.
+            The Pallas kernels do not need it: they scale from the middle of each block of tokens (64 on a GPU, up to
+            512 on a TPU), whatever the length. Only where a document that is longer than about 68,000 tokens (at 512)
+            ends in the same block as another begins, the scales are clamped: its decay over the tokens of that one
+            block is lost, and nothing overflows.
         position_scale: factor on the positions in all angles: EVA-02 stretches any grid of patches to 16 x 16.
     """
 

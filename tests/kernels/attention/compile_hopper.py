@@ -1,7 +1,7 @@
 """Compiles the Hopper kernels for an H200 that is not there, and prints what the assembler says of each as JSON.
 
 Run:     python tests/kernels/attention/compile_hopper.py FORM,HEAD_DIM,T,S,N,K ...
-         where FORM is plain, xpos or soft_cap
+         where FORM is plain, rotary, xpos or soft_cap
 Needs:   pip install --no-deps jax-cuda13-plugin jax-cuda13-pjrt, in the version of jax
 """
 
@@ -59,7 +59,10 @@ def compile_case(mesh: Mesh, form: str, head_dim: int, t: int, s: int, n: int, k
     queries, keys = struct(2, t, n, head_dim), struct(2, s, k, head_dim)
     q_index, k_index = struct(2, t, dtype=jnp.int32), struct(2, s, dtype=jnp.int32)
     mask = IntervalMask(q_index, q_index)
-    rotary = Rotary(q_index, k_index, layout="interleaved", xpos_scale_base=512.0) if form == "xpos" else None
+    rotary = {
+        "rotary": Rotary(q_index, k_index),
+        "xpos": Rotary(q_index, k_index, layout="interleaved", xpos_scale_base=512.0),
+    }.get(form)
     with jax.set_mesh(mesh):
         jax.jit(run).lower(queries, keys, keys, mask, rotary, queries).compile()
 
