@@ -53,7 +53,7 @@ class DataSetConfig:
         images_per_row: I; 0 for text.
         frames: F per visual item; 1 unless the set has videos.
         image: how pixels are made.
-        template: flamingo, kosmos1 or language.
+        template: a key of `templates.TEMPLATES`.
         template_options: fields of that template, see `templates`.
         max_tokens: tokens of one document; 0 means seq_len.
         max_images: visual items of one document; 0 means images_per_row.
@@ -90,7 +90,9 @@ class DataSetConfig:
                 raise ValueError(f"data set {field}={getattr(self, field)} is more than {row}={getattr(self, row)}")
         if self.too_long not in packing.POLICIES:
             raise ValueError(f"data set too_long={self.too_long!r} is unknown; known: {', '.join(packing.POLICIES)}")
-        self.make_template()
+        if (blocks := self.make_template().video_frames) not in (1, self.frames):
+            raise ValueError(f"data set template {self.template!r} has video_frames={blocks}; it must be 1 or "
+                             f"frames={self.frames}")
 
     def make_template(self) -> templates.Template:
         """The template with its options."""

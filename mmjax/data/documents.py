@@ -68,7 +68,8 @@ class Image:
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """Encoded frames in order of time, and the role of the turn they belong to (see Text)."""
+    """Encoded frames in order of time, or one video file as the only frame (see `video`), and the role of the turn they
+    belong to (see Text)."""
 
     frames: tuple[bytes, ...]
     role: str = ""

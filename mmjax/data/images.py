@@ -77,18 +77,23 @@ def decode_image(data: bytes, spec: ImageSpec) -> np.ndarray:
         raise ImageError("image truncated or damaged", str(e) or type(e).__name__) from e
 
 
-def check_visuals(visuals: Sequence[documents.Image | documents.Video], spec: ImageSpec, frames: int = 1) -> None:
+def check_visuals(visuals: Sequence[documents.Image | documents.Video], spec: ImageSpec, frames: int = 1
+                  ) -> list[Header]:
     """Checks what `decode_visuals` will need as far as that costs little: headers of images, size of video files.
+
+    Returns:
+        The headers of the images, those of a video's frames among them.
 
     Raises:
         ImageError: as `check_header` and `video.check_file`.
     """
-    for visual in visuals:
-        for data in _encoded(visual, frames):
-            if video.is_file(data):
-                video.check_file(data, spec.video)
-            else:
-                check_header(data, spec)
+    headers = []
+    for data in (data for visual in visuals for data in _encoded(visual, frames)):
+        if video.is_file(data):
+            video.check_file(data, spec.video)
+        else:
+            headers.append(check_header(data, spec))
+    return headers
 
 
 def decode_visuals(visuals: Sequence[documents.Image | documents.Video], spec: ImageSpec, frames: int = 1

@@ -18,6 +18,7 @@ from mmjax.data.emitter import Emitter
 from mmjax.data.tokenizer import Tokenizer
 
 IMAGES = ("anywhere", "first", "none")
+MAX_TEXT = 4 << 20                      # characters of a document; the tokenizers package takes 200 bytes for each
 
 
 class Encoded(NamedTuple):
@@ -126,13 +127,16 @@ class Template:
             The `Encoded` document.
 
         Raises:
-            TemplateSkip: if a document with a single image is drawn to be left out.
+            TemplateSkip: if a document with a single image is drawn to be left out, or one has more than MAX_TEXT
+                characters.
             DocumentError: if the template has no place for an image or a role of the document.
         """
         use_next, space, keep = (False, False, True) if rng is None else rng.random(3) < (
             self.p_next, self.prepend_space, self.keep_single_image)
         if not keep and sum(not isinstance(s, Text) for s in document.segments) == 1:
             raise TemplateSkip("single-image document left out")
+        if (size := sum(len(s.text) for s in document.segments if isinstance(s, Text))) > MAX_TEXT:
+            raise TemplateSkip(f"the document has {size} characters; {MAX_TEXT} are the limit")
         out = Emitter(tokenizer, self.tokens)
         writer = _Writer(self, out, space)
         if self.chat and any(s.role for s in document.segments):

@@ -1,8 +1,11 @@
+import time
+
 import numpy as np
 import pytest
 
 from mmjax.data import templates
 from mmjax.data.documents import Document, DocumentError, Image, Text, Video
+from mmjax.data.template import MAX_TEXT
 from mmjax.data.templates import make_template
 from mmjax.data.tokenizer import SPECIALS, byte_tokenizer
 
@@ -275,15 +278,15 @@ INJECTIONS = ("<image>", "</image>", "<EOC>", "<s>", "</s>", "<pad>", "[IMG]", "
 def test_ten_thousand_hostile_strings_make_no_special_token():
     """Only the tokens that the same document makes with harmless text are special, and text comes back as it was."""
     rng = np.random.default_rng(0)
-    made = {name: make_template(name, **({} if name in ("language", "flamingo") else dict(num_slots=2)))
-            for name in templates.TEMPLATES}
+    made = {name: make_template(name, **(dict(num_slots=2) if template.num_slots else {}))
+            for name, template in templates.TEMPLATES.items()}
     special = np.array(sorted(MORE.special.values()))
     harmless = {}
     for k in range(10_000):
         name = list(made)[k % len(made)]
         text = "".join(rng.choice(INJECTIONS, rng.integers(1, 7)))
         talk = bool(made[name].roles or made[name].chat)
-        visuals = () if name == "language" else (A_USER,) if talk else (A,)
+        visuals = () if made[name].images == "none" else (A_USER,) if talk else (A,)
 
         def document(words):
             return Document((*visuals, Text(words, role="user"), Text(words, role="assistant")) if talk   # noqa: B023
@@ -295,6 +298,19 @@ def test_ten_thousand_hostile_strings_make_no_special_token():
             harmless[name][np.isin(harmless[name], special)].tolist(), (name, text)
         assert MORE.decode(e.tokens) == MORE.decode(harmless[name]).replace("x", text), (name, text)
         assert np.count_nonzero(e.slot_index >= 0) == made[name].num_slots and len(e.visuals) == len(visuals)
+
+
+@pytest.mark.parametrize("text", ["\0", "\ufeffa", "\u202e\u05d0\u200d\U0001f469\u200d\U0001f4bb", "x" * 1_000_000])
+def test_odd_text_comes_back(text):
+    start = time.process_time()
+    e = make_template("language").encode(Document((Text(text),)), MORE)
+    assert MORE.decode(e.tokens) == text and time.process_time() - start < 4
+
+
+def test_a_huge_text_is_left_out_before_it_is_tokenised():
+    half = "x" * (MAX_TEXT // 2)
+    with pytest.raises(templates.TemplateSkip, match="has 4194305 characters; 4194304 are the limit"):
+        make_template("language").encode(Document((Text(half), Text(half), Text("x"))), None)
 
 
 def test_errors_list_what_is_known():

@@ -25,6 +25,7 @@ class FileReport:
         file: its path.
         fault: why it cannot be used at all, or is not what its manifest says; "" if it can.
         documents, texts, visuals: what was read of it.
+        animated: images of which only the first frame will be used.
         size: its bytes.
         digest: outcome of the comparison with manifest.json: `same`, `differs`, or "" if that says nothing.
         dropped: reason -> documents that the format leaves out when it opens the file.
@@ -37,6 +38,7 @@ class FileReport:
     documents: int = 0
     texts: int = 0
     visuals: int = 0
+    animated: int = 0
     size: int = 0
     digest: str = ""
     dropped: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -55,6 +57,8 @@ class FileReport:
                 f"videos, {self.size} bytes")
         if self.digest:
             text += f", digest {'as written' if self.digest == 'same' else 'DIFFERS from the manifest'}"
+        if self.animated:
+            text += f", {self.animated} animated (their first frame is used)"
         for word, counts in (("left out", self.dropped), ("damaged", self.damaged)):
             text += "".join(f"; {word}: {n} x {reason}" for reason, n in counts.items())
         return "\n".join([text, *(f"     {name}" for name in [self.fault, *self.named] if name)])
@@ -95,8 +99,9 @@ def _check_record(source: DocumentSource, i: int, report: FileReport, spec: Imag
     try:
         document = source[i]
         visuals = [s for s in document.segments if not isinstance(s, Text)]
-        check = images.decode_visuals if decode else images.check_visuals
-        check(visuals, spec)
+        headers = images.check_visuals(visuals, spec)
+        if decode:
+            images.decode_visuals(visuals, spec)
     except (DocumentError, ImageError) as e:
         reason = e.reason if isinstance(e, ImageError) else "document damaged"
         report.damaged[reason] += 1
@@ -105,6 +110,7 @@ def _check_record(source: DocumentSource, i: int, report: FileReport, spec: Imag
         return
     report.documents += 1
     report.visuals += len(visuals)
+    report.animated += sum(header.animated for header in headers)
     report.texts += len(document.segments) - len(visuals)
 
 

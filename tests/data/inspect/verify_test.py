@@ -75,6 +75,14 @@ def test_damaged_records_are_counted_and_the_first_named(tmp_path):
     assert limited.damaged["image too small"] == 2
 
 
+def test_animations_are_counted(tmp_path):
+    frames, out = [pil.new("L", (8, 8), v) for v in (10, 200)], io.BytesIO()
+    frames[0].save(out, "GIF", save_all=True, append_images=frames[1:])
+    write_documents(tmp_path / "a.array_record", [Document((Image(out.getvalue()), Image(jpeg())))])
+    (report,) = verify(Source(str(tmp_path)))
+    assert report.good and (report.visuals, report.animated) == (2, 1) and "1 animated" in report.line()
+
+
 def test_nothing_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no file that ends in .array_record"):
         list(verify(Source(str(tmp_path))))
