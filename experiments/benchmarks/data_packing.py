@@ -43,7 +43,8 @@ def features(n: int, tokens: int, images: int) -> dict[str, np.ndarray]:
     """A document whose every token and pixel says whose it is."""
     ids = n * _STEP + np.arange(tokens, dtype=np.int32)
     place = np.arange(tokens, dtype=np.int32)
-    return dict(tokens=ids, targets=np.append(ids[1:], np.int32(0)), loss_weights=(place < tokens - 1).astype(np.float32),
+    weights = (place < tokens - 1).astype(np.float32)
+    return dict(tokens=ids, targets=np.append(ids[1:], np.int32(0)), loss_weights=weights,
                 image_index=place % (images + 1) - 1, slot_index=np.full(tokens, -1, np.int32),
                 images=np.full((images, 1, 1, 1, 3), n % 251, np.uint8))
 

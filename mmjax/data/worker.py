@@ -52,9 +52,9 @@ def main(connection: int, memory: int, stacks: int, parent: int) -> None:
     while True:
         try:
             name, documents = pickle.loads(pipe.recv_bytes())
-        except EOFError:
+            pipe.send_bytes(pickle.dumps(_decode(sets[name], documents, shared)))
+        except (EOFError, ConnectionError):             # the parent has closed it, perhaps in the middle of a row
             return
-        pipe.send_bytes(pickle.dumps(_decode(sets[name], documents, shared)))
 
 
 def _decode(pixels: Pixels, documents: list[tuple], shared: mmap.mmap) -> list[int | ImageError] | Exception:
