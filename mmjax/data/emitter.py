@@ -64,8 +64,11 @@ class Emitter:
             self._add([self._tokenizer.id(name)] * count, 0.0, len(self.visuals) - 1, first)
 
     def close_visual(self):
-        """Ends the item."""
+        """Ends the item. One without any token has an empty span where it stands."""
         self._inside = False
+        if not self._spans[-1]:
+            self._flush()
+            self._spans[-1] = [len(self._tokens)] * 2
 
     def finish(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """tokens, weights, image_index, slot_index and spans, as `Encoded` has them."""

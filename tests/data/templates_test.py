@@ -313,6 +313,13 @@ def test_a_huge_text_is_left_out_before_it_is_tokenised():
         make_template("language").encode(Document((Text(half), Text(half), Text("x"))), None)
 
 
+def test_an_image_without_tokens_has_an_empty_span():
+    e = make_template("clip").encode(Document((A, Text("a cat"))), MORE)
+    assert show(e) == "<s>{a cat</s>}" and e.spans.tolist() == [[1, 1]]
+    assert e.image_index.tolist() == [-1, *[0] * 6]
+    check_types(e)
+
+
 def test_errors_list_what_is_known():
     with pytest.raises(ValueError, match="'flamingos' is unknown; did you mean 'flamingo'"):
         templates.make_template("flamingos")
