@@ -101,7 +101,8 @@ def _checked(source, numbers: range, check: Check, counts: Counter) -> Iterator[
 def finish(manifest: shards.Manifest, output: str):
     """Prints what a conversion left."""
     for table, row in manifest.counts.items():
-        print(f"{table}: " + ", ".join(f"{n} {reason}" for reason, n in row.items()))
+        if row:
+            print(f"{table}: " + ", ".join(f"{n} {reason}" for reason, n in row.items()))
     print(f"{sum(manifest.records.values())} documents in {len(manifest.records)} shards in {output}")
 
 

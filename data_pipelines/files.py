@@ -34,6 +34,11 @@ def sizes(pattern: str) -> dict[str, int]:
     return {m.path: m.size_in_bytes for match in FileSystems.match([pattern]) for m in match.metadata_list}
 
 
+def size(path: str) -> int | None:
+    """Bytes of a file; None if it is not there."""
+    return FileSystems.get_filesystem(path).size(path) if FileSystems.exists(path) else None
+
+
 def open_read(path: str):
     """A binary file to read from, never decompressed by its name."""
     return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)

@@ -57,10 +57,8 @@ def read_record(output: str, stage: str, unit: Unit) -> dict[str, Any] | None:
         return None
     if record["unit"] != json.loads(json.dumps(unit.describe())):
         return None
-    for name, made in record["files"].items():
-        if list(files.sizes(os.path.join(output, name)).values()) != [made["bytes"]]:
-            return None
-    return record
+    whole = all(files.size(os.path.join(output, name)) == made["bytes"] for name, made in record["files"].items())
+    return record if whole else None
 
 
 class _DoUnit(beam.DoFn):

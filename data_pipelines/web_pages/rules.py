@@ -4,7 +4,6 @@ Every page that is read ends in exactly one of PAGE_STAGES or is kept, in this o
 """
 
 import dataclasses
-import functools
 import hashlib
 
 from data_pipelines import files
@@ -90,9 +89,8 @@ class Lists:
 ListPaths = tuple[tuple[str, str], ...]                 # (field of Lists, path)
 
 
-@functools.lru_cache(maxsize=4)
 def load_lists(paths: ListPaths) -> Lists:
-    """Reads the lists; once in a process."""
+    """Reads the lists."""
     return Lists(**{field: frozenset(_entries(files.read(path))) for field, path in paths})
 
 

@@ -41,9 +41,11 @@ class TrainingError(RuntimeError):
 
 
 class Loader(Protocol):
-    """Data of this process: an iterator of {set name: Batch of NumPy arrays} with a position to save."""
+    """Data of this process: an iterator of {set name: Batch of NumPy arrays} with a position to save, and scalars
+    of what was read so far."""
 
     def __next__(self) -> dict[str, Batch]: ...
+    def metrics(self) -> dict[str, float]: ...
     def get_state(self) -> bytes: ...
     def set_state(self, *states: bytes) -> None: ...
 
@@ -237,7 +239,7 @@ class _Trainer:
 
     def _log(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         row = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
-        row |= self.clock.rates() | self.goodput.shares()
+        row |= self.clock.rates() | self.goodput.shares() | self.loader.metrics()
         self._write(step, row)
         self.progress.row(step, row)
 

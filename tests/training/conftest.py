@@ -83,6 +83,9 @@ class ToyLoader:
         self.number += 1
         return {"pages": pages, "text": text}
 
+    def metrics(self):
+        return {"data/pages/toy/records": float(len(self.given))}
+
     def get_state(self):
         return json.dumps(self.number).encode()
 

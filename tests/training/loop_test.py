@@ -59,6 +59,7 @@ def test_a_run_leaves_the_whole_directory(straight, toy):
     assert json.loads((folder / "config.json").read_text())["total_steps"] == 10
     assert [step for step, *_ in losses(folder)] == list(range(1, 11)) and loader.given == list(range(10))
     first = read_rows(folder)[0]
+    assert [row["data/pages/toy/records"] for row in read_rows(folder) if "loss" in row] == list(range(1, 11))
     assert {"loss/pages", "loss/text", "tokens/text", "accuracy/pages", "lr", "skipped", "tokens_per_second",
             "images_per_second", "data_wait", "seconds_per_step", "model_flops_per_second"} < first.keys()
     assert "mfu" not in first                           # nobody knows the peak of a CPU

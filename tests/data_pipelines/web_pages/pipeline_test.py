@@ -166,3 +166,16 @@ def test_images_come_from_a_folder_of_fetched_files(crawl, whole, tmp_path):
     assert wanted & {f.stem for f in fetched.iterdir()}
     run(pages, tmp_path / "out", image_folder=str(fetched / "*"))
     assert check.compare(pages, str(tmp_path / "out")) == []
+
+
+def test_the_command_line_finds_everything_done(crawl, whole, capsys):
+    argv = ["--input", f"{crawl}/*.warc.gz", "--output", str(whole), "--workers", "1", "--num_shards", "2",
+            "--blocked_hosts", str(crawl / "blocked_hosts.txt"), "--set"]
+    before = (whole / "work/plan/done.json").stat().st_mtime_ns
+    pipeline.main([*argv, "max_image_uses=3"])
+    printed = capsys.readouterr()
+    assert "documents in 2 shards" in printed.out and "| near duplicate | 2 |" in printed.out
+    assert (whole / "work/plan/done.json").stat().st_mtime_ns == before
+    for wrong in ("max_image_use=3", "max_image_uses=three", "too_many=\"both\""):
+        with pytest.raises(SystemExit, match="--set: .*max_image_uses"):
+            pipeline.main([*argv, wrong])
