@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from jax.experimental import multihost_utils
@@ -17,7 +17,9 @@ from jax.sharding import Mesh
 
 from mmjax.batch import Batch
 from mmjax.checkpoint import manager
+from mmjax.checkpoint.convert import pretrained
 from mmjax.checkpoint.manager import CheckpointManager
+from mmjax.checkpoint.paths import flatten, nest
 from mmjax.layers.low_rank import is_adapter
 from mmjax.models.interface import Model, Params
 from mmjax.parallel import RULES, make_mesh, num_row_parts, put_rows, share_of_rows
@@ -140,10 +142,24 @@ def _start(config: StageConfig, model: Model, plan: Plan, loader: Loader, workdi
     given = {}
     for part, source in config.init_from.items():
         folder = Path(source).expanduser() if "/" in source else workdir.parent / source
-        given[part] = manager.restore_params(folder, part, step_lib.subtree(plan.params, part),
-                                             may_lack=is_adapter)
+        wanted = step_lib.subtree(plan.params, part)
+        if pretrained.is_published(folder):
+            bare = nest({path: leaf for path, leaf in flatten(wanted).items() if not is_adapter(path)})
+            given[part] = pretrained.read_part(folder, part, part_config(config.model, part), bare)
+        else:
+            given[part] = manager.restore_params(folder, part, wanted, may_lack=is_adapter)
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
     return step_lib.init_state(model, plan, key, given), 0
+
+
+def part_config(config: Any, part: str) -> Any:
+    """The config of the part of a system at a path of its parameters, such as "lm"; ConfigError if it has none."""
+    for name in part.split("/") if part else ():
+        require(hasattr(config, name), f"init_from.{part}: only parts with a config of their own, such as "
+                                       f"{', '.join(f.name for f in dataclasses.fields(config))}, can be filled from "
+                                       "published weights")
+        config = getattr(config, name)
+    return config
 
 
 @dataclasses.dataclass

@@ -67,7 +67,7 @@ def test_a_longer_run_continues(finished, train, tmp_path):
     ("rules=(('vison/.*','frozen'),('.*','main'))", USAGE, "'vison/.*'.*decides about no parameter"),
     ("init_from.lm=langage", USAGE, "did you mean 'language'"),
     ("data.prepare.first_light.options.pages=3", FAILED, "first_light holds another data set .pages=16, wanted 3.;"),
-    ("init_from.lm=/not/there", USAGE, "flamingo: init_from names /not/there, which holds no checkpoint"),
+    ("init_from.lm=/not/there", USAGE, "flamingo: init_from names /not/there, which holds neither a checkpoint nor"),
     ("evals=({'name':'x','kind':'captioning','data':'/not/there'},)", FAILED, "/not/there/query.* does not exist"),
     ("evals[0].shots=(64,)", FAILED, "digits at 64 shots has prompts of up to .*256"),
     ("evals=({'name':'x','kind':'clasification','data':'y'},)", USAGE, "did you mean 'classification'"),

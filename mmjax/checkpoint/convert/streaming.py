@@ -56,7 +56,7 @@ def pieces(table: Table, params: Mapping[str, Any]) -> tuple[dict[str, int], Cal
     def tensor(name: str) -> np.ndarray:
         place = places[name]
         parts = {path: _Whole(arrays[path]) for path in place.entry.paths}
-        return np.ascontiguousarray(store(place, parts))
+        return np.asarray(store(place, parts), order="C")
 
     def size(place: Place) -> int:
         dtype = arrays[place.entry.paths[0]].dtype

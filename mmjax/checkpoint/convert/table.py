@@ -143,7 +143,7 @@ def to_theirs(table: Table, params: Any) -> dict[str, np.ndarray]:
     """
     arrays = flatten(params)
     _check_paths(table, {path: np.shape(a) for path, a in arrays.items()})
-    return {name: np.ascontiguousarray(store(place, arrays)) for name, place in table.places().items()}
+    return {name: np.asarray(store(place, arrays), order="C") for name, place in table.places().items()}
 
 
 def load(name: str, place: Place, tensor: np.ndarray, shapes: Mapping[str, Shape]) -> list[tuple[str, np.ndarray]]:

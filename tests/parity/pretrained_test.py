@@ -1,0 +1,107 @@
+"""Folders that transformers writes, read by us, written by us and read by transformers again: same bits, same config.
+
+And the other way round: models that we make, in folders whose config we write, give transformers the same outputs.
+"""
+
+import importlib.util
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from mmjax.checkpoint.convert.pretrained import Pretrained, differences, from_pretrained, save_pretrained
+from mmjax.checkpoint.paths import flatten
+from mmjax.parallel import make_mesh
+
+if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
+    pytest.skip("needs torch and transformers; see tests/parity/requirements.txt", allow_module_level=True)
+
+import references as ref  # noqa: E402
+import torch  # noqa: E402
+
+hf = ref.transformers
+WIDE = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+TEXT = dict(vocab_size=40, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=3,
+            max_position_embeddings=12)
+IMAGE = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=24,
+             patch_size=8)
+MODELS = {
+    "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=40, num_key_value_heads=2, **WIDE)),
+    "mistral": lambda: hf.MistralForCausalLM(hf.MistralConfig(vocab_size=40, num_key_value_heads=2, sliding_window=None,
+                                                              **WIDE)),
+    "mixtral": lambda: hf.MixtralForCausalLM(hf.MixtralConfig(vocab_size=40, num_key_value_heads=2,
+                                                              num_local_experts=4, **WIDE)),
+    "opt": lambda: hf.OPTForCausalLM(hf.OPTConfig(vocab_size=40, hidden_size=32, ffn_dim=48, num_hidden_layers=2,
+                                                  num_attention_heads=4, word_embed_proj_dim=32,
+                                                  max_position_embeddings=16)),
+    "gpt_neox": lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(vocab_size=40, **WIDE)),
+    "mpt": lambda: hf.MptForCausalLM(hf.MptConfig(vocab_size=40, d_model=32, n_heads=4, n_layers=2, max_seq_len=32)),
+    "t5": lambda: hf.T5ForConditionalGeneration(hf.T5Config(vocab_size=40, d_model=32, d_kv=8, d_ff=48, num_layers=2,
+                                                            num_heads=4, feed_forward_proj="gated-gelu")),
+    "bert": lambda: hf.BertModel(hf.BertConfig(vocab_size=40, max_position_embeddings=16, **WIDE)),
+    "clip": lambda: hf.CLIPModel(hf.CLIPConfig(text_config=TEXT | dict(eos_token_id=39, projection_dim=20),
+                                               vision_config=IMAGE | dict(projection_dim=20), projection_dim=20)),
+    "clip_vision_model": lambda: hf.CLIPVisionModel(hf.CLIPVisionConfig(**IMAGE)),
+    "siglip": lambda: hf.SiglipModel(hf.SiglipConfig(text_config=TEXT | dict(projection_size=32), vision_config=IMAGE)),
+}
+
+
+@pytest.fixture(params=MODELS)
+def theirs(request, tmp_path):
+    """(kind, a random model of transformers, the folder it wrote)."""
+    torch.manual_seed(0)
+    module = MODELS[request.param]()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.3)
+    module.save_pretrained(tmp_path / "theirs", max_shard_size="30KB")
+    return request.param, module.eval(), tmp_path / "theirs"
+
+
+def test_folders_come_back_bit_for_bit(theirs, tmp_path):
+    kind, module, folder = theirs
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    model = from_pretrained(folder, mesh=make_mesh({"fsdp": 2, "model": 1}, jax.devices()[:2]))
+    assert model.kind == kind
+    assert sum(x.size for x in jax.tree.leaves(model.params)) == sum(p.numel() for p in module.parameters())
+    save_pretrained(tmp_path / "ours", model, max_shard_bytes=20_000)
+    again = type(module).from_pretrained(tmp_path / "ours")
+    before, after = module.state_dict(), again.state_dict()
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]), name
+    read = lambda path: json.loads((path / "config.json").read_text())  # noqa: E731
+    assert read(tmp_path / "ours") == read(folder)
+
+
+def test_a_config_that_we_write_says_the_same(theirs, tmp_path):
+    """Without the published config: ours, written anew, must make transformers compute the same."""
+    kind, module, folder = theirs
+    model = from_pretrained(folder)
+    save_pretrained(tmp_path / "ours", Pretrained(kind, model.config, model.params, {}))
+    again = from_pretrained(tmp_path / "ours")
+    assert not differences(again.config, model.config)
+    for path, array in flatten(again.params).items():
+        np.testing.assert_array_equal(array, flatten(model.params)[path])
+    other = type(module).from_pretrained(tmp_path / "ours").eval()
+    for name, x in run(module).items():
+        assert torch.equal(x, run(other)[name]), name
+
+
+def run(module) -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(1)
+    tokens = torch.randint(3, 39, (2, 9), generator=g)
+    tokens[:, -1] = 39
+    pixels = torch.randn(2, 3, 24, 24, generator=g)
+    inputs = dict(input_ids=tokens)
+    if isinstance(module, hf.CLIPVisionModel):
+        inputs = dict(pixel_values=pixels)
+    elif isinstance(module, hf.CLIPModel | hf.SiglipModel):
+        inputs["pixel_values"] = pixels
+    elif isinstance(module, hf.T5ForConditionalGeneration):
+        inputs["decoder_input_ids"] = tokens
+    with torch.no_grad():
+        out = module(**inputs)
+    names = ("logits", "last_hidden_state", "pooler_output", "logits_per_image")
+    return {name: out[name] for name in names if name in out}
