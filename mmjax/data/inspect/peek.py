@@ -27,6 +27,7 @@ class Piece(NamedTuple):
         weight: loss weight of predicting it.
         segment: its document, 0 for padding.
         image: of the row that is shown here or, for text, read by cross-attention; -1 for none.
+        frame: of a video, if the slots are those of one frame; -1 for all.
     """
 
     kind: str
@@ -34,6 +35,7 @@ class Piece(NamedTuple):
     weight: float
     segment: int
     image: int = -1
+    frame: int = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +78,9 @@ def pieces(batch: Batch, r: int, tokenizer: Tokenizer, marks: Sequence[str] = ()
     for (kind, s, weight, which), run in itertools.groupby(range(len(tokens)), key):
         places = list(run)
         if kind == "image":
-            yield Piece(kind, f"{len(places)} slots", 0.0, s, which)
+            is_part = len(places) < np.count_nonzero((reads == which) & (slots >= 0))
+            yield Piece(kind, f"{len(places)} slots", 0.0, s, which,
+                        int(slots[places[0]]) // len(places) if is_part else -1)
         elif kind == "padding":
             yield Piece(kind, f"{len(places)} free", 0.0, 0)
         elif kind == "special":
@@ -171,7 +175,10 @@ def _draw_row(heading: str, batch: Batch, r: int, found: Sequence[Piece], style:
             segment, shown = piece.segment, -1
         paper = _PAPERS[(segment - 1) % len(_PAPERS)] if segment else "#ffffff"
         if piece.kind == "image":
-            _put_image(page, batch.images[r, piece.image], f"image {piece.image}  {piece.text}".strip(), paper)
+            frames = batch.images[r, piece.image]
+            if 0 <= piece.frame < len(frames):
+                frames = frames[piece.frame:piece.frame + 1]
+            _put_image(page, frames, f"image {piece.image}  {piece.text}".strip(), paper)
             shown = piece.image if not piece.text else -1           # slots are not read again by what follows
         elif piece.kind == "text":
             if piece.image != shown:

@@ -44,6 +44,14 @@ def test_pieces_with_slots():
     assert shown == [("3 slots", 0), ("3 slots", 1)]
 
 
+def test_frames_with_slots_of_their_own():
+    names = byte_tokenizer(("<s>", "</s>", "<image>", "[IMG]", "[/IMG]", "[gIMG]"))
+    template = make_template("emu2", num_slots=3, video_frames=2)
+    batch = row(template.encode(Document((Video((b"a", b"b")), Image(b"c"))), names), frames=2)
+    shown = [(p.image, p.frame) for p in peek.pieces(batch, 0, names) if p.kind == "image"]
+    assert shown == [(0, 0), (0, 1), (1, -1)]
+
+
 def test_the_sheet_shows_images_texts_and_weights():
     template = make_template("flamingo")
     batch = row(template.encode(PAGE, TOKENIZER))
