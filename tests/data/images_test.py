@@ -4,6 +4,7 @@ import resource
 import struct
 import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,6 +44,14 @@ def test_jpeg_through_draft_mode_is_close_to_a_full_decode():
     got = decode_image(data, ImageSpec(size=32, resize="box"))
     want = pixels.reshape(32, 16, 32, 16, 3).mean((1, 3))
     assert np.abs(got - want).max() < 2 and np.abs(got - want).mean() < 0.7
+
+
+def test_draft_mode_on_a_photograph():
+    """The figures that ImageSpec.draft gives, for a photograph of 640 x 427 that becomes 190 x 190."""
+    folder = pytest.importorskip("sklearn.datasets").__path__[0]
+    data = Path(folder, "images", "china.jpg").read_bytes()
+    full, fast, same = (decode_image(data, ImageSpec(size=190, draft=d)).astype(int) for d in (0, 1.0, 1.5))
+    assert 0.4 < np.abs(full - fast).mean() < 2.1 and not np.abs(full - same).any()
 
 
 @pytest.mark.parametrize("size", [(301, 220), (220, 301), (640, 480)])

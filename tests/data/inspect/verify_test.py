@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -81,6 +82,23 @@ def test_animations_are_counted(tmp_path):
     write_documents(tmp_path / "a.array_record", [Document((Image(out.getvalue()), Image(jpeg())))])
     (report,) = verify(Source(str(tmp_path)))
     assert report.good and (report.visuals, report.animated) == (2, 1) and "1 animated" in report.line()
+
+
+def test_other_formats(tmp_path):
+    for shard, images in (("0.tar", [jpeg(), jpeg(), jpeg()]), ("1.tar", [jpeg(), b"no"])):
+        with tarfile.open(tmp_path / shard, "w") as tar:
+            for k, data in enumerate(images):
+                for suffix, body in (("jpg", data), ("txt", b"a caption")):
+                    info = tarfile.TarInfo(f"{k:05d}.{suffix}")
+                    info.size = len(body)
+                    tar.addfile(info, io.BytesIO(body))
+    a, b = verify(Source(str(tmp_path), format="webdataset"))
+    assert a.good and (a.documents, a.texts, a.visuals) == (3, 3, 3)
+    assert not b.good and b.documents == 1 and b.damaged.total() == 1
+    path = tmp_path / "0.tar"
+    path.write_bytes(path.read_bytes()[:6000])
+    a, _ = verify(Source(str(tmp_path), format="webdataset"))
+    assert not a.good and a.fault
 
 
 def test_nothing_there(tmp_path):
