@@ -64,7 +64,8 @@ def pack(documents, seq_len, images_per_row):
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("template", [make_template("flamingo", p_next=0.5), make_template("kosmos1", num_slots=5)])
+@pytest.mark.parametrize("template", [
+    make_template("flamingo", p_next=0.5), make_template("kosmos1", num_slots=5), make_template("mm1", num_slots=5)])
 @pytest.mark.parametrize("policy", ["truncate", "window"])
 def test_a_cut_never_splits_an_image_or_moves_a_reference(template, policy):
     rng, cuts = np.random.default_rng(0), 0
