@@ -213,9 +213,9 @@ def test_aim_trunk_mask_and_pixel_loss(goldens):
                     pre_norm=False, patch_norm=True, positions="sincos", **IMAGENET)
         head = PixelHeadConfig(c["width"], tower.grid, c["patch_size"], num_layers=2, embed_dim=8)
         table = aim_table(tower)
-        tokens = jnp.zeros((1, tower.num_tokens, c["width"]))
+        tokens, key = jnp.zeros((1, tower.num_tokens, c["width"])), jax.random.key(0)
         shapes = {"vision": parameter_shapes(tower, None)["tower"],
-                  "head": jax.eval_shape(lambda h=head, x=tokens: unbox(init_params(PixelHead(h), jax.random.key(0), x)))}
+                  "head": jax.eval_shape(lambda h=head, x=tokens, k=key: unbox(init_params(PixelHead(h), k, x)))}
         params = to_ours(table, g.weights, shapes)
         back = to_theirs(table, params)
         assert all(np.array_equal(back[key], tensor) for key, tensor in g.weights.items())
