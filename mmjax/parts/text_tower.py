@@ -115,17 +115,9 @@ class TextTower(nn.Module):
         return self.final_norm(x) if c.final_norm else x
 
     def pooled(self, features: jax.Array, tokens: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
-        """dtype[B, output_dim] (or D) of features [B, T, D]; the mean is taken in float32."""
+        """dtype[B, output_dim] (or D) of features [B, T, D]."""
         c = self.config
-        if c.pool == "mean":
-            weight = jnp.ones_like(tokens) if segment_ids is None else (segment_ids > 0)
-            weight = weight.astype(jnp.float32)[..., None]
-            x = (features * weight).sum(1) / jnp.maximum(weight.sum(1), 1.0)
-        else:
-            where = {"largest_id": lambda: tokens.argmax(1), "eos": lambda: (tokens == c.eos_id).argmax(1),
-                     "last": lambda: jnp.full(len(tokens), -1), "first": lambda: jnp.zeros(len(tokens), int)}[c.pool]()
-            x = jnp.take_along_axis(features, where[:, None, None] % tokens.shape[1], axis=1)[:, 0]
-        x = x.astype(features.dtype)
+        x = pool_text(features, tokens, segment_ids, c.pool, c.eos_id)
         if c.output_dim is not None:
             x = self.output(x)
         return jnp.tanh(x) if c.output_tanh else x
@@ -134,3 +126,26 @@ class TextTower(nn.Module):
                  key: jax.Array | None = None) -> jax.Array:
         """dtype[B, output_dim] (or D): one vector per text; arguments as for `features`."""
         return self.pooled(self.features(tokens, segment_ids, token_types, key), tokens, segment_ids)
+
+
+def pool_text(features: jax.Array, tokens: jax.Array, segment_ids: jax.Array | None, pool: str,
+              eos_id: int | None = None) -> jax.Array:
+    """One feature per text.
+
+    Args:
+        features: float[B, T, D].
+        tokens: int32[B, T].
+        segment_ids: int32[B, T], 0 on padding that a mean leaves out; None if there is none.
+        pool, eos_id: see `TextTowerConfig`. A text without the end token gives its first feature, as transformers does.
+
+    Returns:
+        float[B, D] in the dtype of `features`; a mean is taken in float32.
+    """
+    if pool == "mean":
+        real = jnp.ones(tokens.shape) if segment_ids is None else (segment_ids > 0)
+        weight = jnp.asarray(real, jnp.float32)[..., None]
+        return ((features * weight).sum(1) / jnp.maximum(weight.sum(1), 1.0)).astype(features.dtype)
+    if pool in ("first", "last"):
+        return features[:, 0 if pool == "first" else -1]
+    where = (tokens if pool == "largest_id" else tokens == eos_id).argmax(1)
+    return jnp.take_along_axis(features, where[:, None, None], axis=1)[:, 0]
