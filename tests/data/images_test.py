@@ -251,6 +251,19 @@ def test_a_header_is_read_without_decoding(monkeypatch):
         check_header(data, ImageSpec(max_pixels=640 * 480 - 1))
 
 
+@pytest.mark.parametrize("options", [
+    {}, dict(progressive=True), dict(exif=b"Exif\0\0" + bytes(60_000)), dict(comment=b"x"),
+    dict(quality=100, subsampling=0, optimize=True), dict(icc_profile=bytes(200_000))])
+def test_the_header_of_a_jpeg_is_what_pillow_says(options):
+    for shape in ((4, 7), (300, 200)):
+        data = encode(smooth(*shape), "JPEG", **options)
+        assert check_header(data, ImageSpec())[:3] == ("JPEG", *pil.open(io.BytesIO(data)).size)
+    grey = encode(smooth(40, 30), "JPEG", mode="L")
+    assert check_header(grey, ImageSpec())[1:3] == (30, 40)
+    filled = data[:2] + b"\xff" * 3 + data[2:]                              # fill bytes are legal before a marker
+    assert check_header(filled, ImageSpec())[1:3] == (200, 300)
+
+
 def test_the_middle_of_a_larger_square():
     pixels = RNG.integers(0, 256, (12, 24, 3), np.uint8)
     squashed = decode_image(encode(pixels), ImageSpec(size=12, resize="box"))
