@@ -13,7 +13,7 @@ FLOORS = ("batch", "kernels", "parallel", "layers", "losses", "parts", "models",
 RULES = (
     ("mmjax", "flax", ("mmjax.layers", "mmjax.parts", "mmjax.models"), (), "only layers, parts and models see Flax"),
     ("mmjax", "ml_collections", ("mmjax.cli", "mmjax.training.config"), (), "only cli and training/config.py see it"),
-    ("mmjax", "torch", (), (), "the core has no torch"),
+    ("mmjax", "torch", ("mmjax.cli.compare",), (), "the core has no torch"),
     ("mmjax", "tensorflow", (), (), "the core has no TensorFlow"),
     ("mmjax.batch", "jax", (), (), "the batch contract knows no JAX"),
     ("mmjax.data", "jax", (), (), "data knows no JAX"),

@@ -14,6 +14,7 @@ COMMANDS = {
     "config": "print a config with every default filled in",
     "params": "print the parameters of a config: shapes, shardings, what trains",
     "plan": "say what a config will need on a machine that is not at hand: memory, time, network",
+    "convert": "published weights: read, write, and compare with the reference implementation",
     "launch": "run `mmjax train` as several processes of this machine",
     "data": "look at data, count it, verify it, time it",
     "doctor": "check this machine: versions, devices, extras, disk space, a small computation",

@@ -12,6 +12,8 @@ import pytest
 
 from mmjax.checkpoint.convert.pretrained import Pretrained, differences, from_pretrained, save_pretrained
 from mmjax.checkpoint.paths import flatten
+from mmjax.cli.compare import compare
+from mmjax.cli.main import main
 from mmjax.parallel import make_mesh
 
 if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
@@ -105,3 +107,15 @@ def run(module) -> dict[str, torch.Tensor]:
         out = module(**inputs)
     names = ("logits", "last_hidden_state", "pooler_output", "logits_per_image")
     return {name: out[name] for name in names if name in out}
+
+
+def test_the_command_finds_no_difference_and_finds_one(theirs, tmp_path, capsys):
+    kind, _, folder = theirs
+    assert main(["convert", f"--folder={folder}", "--compare", "--tolerance=1e-4"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{kind}: ") and "largest difference" in said and ", mean " in said
+    model = from_pretrained(folder)
+    wrong = jax.tree_util.tree_map_with_path(
+        lambda path, x: x + 0.5 if ("mlp" in str(path) or "moe" in str(path)) and x.ndim > 2 else x, model.params)
+    save_pretrained(tmp_path / "wrong", model._replace(params=wrong), source=folder)
+    assert compare(model, tmp_path / "wrong") > 1e-3
