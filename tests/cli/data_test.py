@@ -11,10 +11,13 @@ from mmjax.data.documents import Document, Image, Text, write_documents
 from mmjax.training.structure import ConfigError
 
 CONFIG = """
+import dataclasses
 import ml_collections
+from mmjax.data.preprocess import image_spec
 def get_config():
+    image = dataclasses.asdict(image_spec("clip-224", draft=1.0))
     source = dict(path={path!r})
-    pages = dict(sources=(source,), batch_size=4, seq_len=64, images_per_row=2, image=dict(size=16),
+    pages = dict(sources=(source,), batch_size=4, seq_len=64, images_per_row=2, image=image,
                  template="flamingo")
     text = dict(sources=(dict(path={text!r}),), batch_size=8, seq_len=64)
     return ml_collections.ConfigDict(dict(

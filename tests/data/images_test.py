@@ -216,8 +216,36 @@ def test_random_damage_raises_nothing_else():
                 continue
 
 
+def jpeg_header(width, height):
+    data = bytearray(encode(PIXELS, "JPEG"))
+    at = data.index(b"\xff\xc0")
+    data[at + 5:at + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+def gif_header(width, height):
+    return b"GIF89a" + struct.pack("<HHBBB", width, height, 0, 0, 0) + b"," + struct.pack(
+        "<HHHHB", 0, 0, width, height, 0) + b"\x08\x01\x00\x00;"
+
+
+def webp_header(side):
+    """An animation with a canvas of side x side whose frame has 8 x 8 pixels."""
+    def chunk(kind, body):
+        return kind + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2)
+    frame = encode(PIXELS, "WEBP", lossless=True)[12:]
+    size = (side - 1).to_bytes(3, "little") * 2
+    small = (7).to_bytes(3, "little") * 2
+    body = b"WEBP" + chunk(b"VP8X", b"\2\0\0\0" + size) + chunk(b"ANIM", bytes(6)) + chunk(
+        b"ANMF", bytes(6) + small + bytes(4) + frame)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("data, reason", [
+    (jpeg_header(65_000, 65_000), "image has too many pixels"),
+    (gif_header(20_000, 20_000), "image has too many pixels"),
+    (webp_header(12_000), "image has too many pixels"),
+    (webp_header(16_383), "image has too many pixels"),
     (png_header(13_000, 13_000), "image has too many pixels"),
     (png_header(20_000, 20_000), "image has too many pixels"),
     (png_header(100, 100, text=b"x" * 80_000_000), "image truncated or damaged"),
@@ -225,7 +253,7 @@ def test_random_damage_raises_nothing_else():
     (png_header(1, 1), "image too small"),
     (png_header(8, 20_000), "image too long and thin"),
     (b"\xff\xd8" + b"\x00" * (33 << 20), "image has too many bytes"),
-], ids=["169 Mpx", "400 Mpx", "80 MB of text", "80 times 1 MB", "1 x 1", "1 x 2500", "33 MB"])
+], ids=["JPEG", "GIF", "WebP", "WebP 268 Mpx", "169 Mpx", "400 Mpx", "80 MB of text", "80 times 1 MB", "1 x 1", "1 x 2500", "33 MB"])
 def test_bombs_are_refused_from_the_header(data, reason):
     with pytest.raises(ImageError):
         check_header(data, ImageSpec())
