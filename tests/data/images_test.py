@@ -253,7 +253,8 @@ def webp_header(side):
     (png_header(1, 1), "image too small"),
     (png_header(8, 20_000), "image too long and thin"),
     (b"\xff\xd8" + b"\x00" * (33 << 20), "image has too many bytes"),
-], ids=["JPEG", "GIF", "WebP", "WebP 268 Mpx", "169 Mpx", "400 Mpx", "80 MB of text", "80 times 1 MB", "1 x 1", "1 x 2500", "33 MB"])
+], ids=["JPEG", "GIF", "WebP", "WebP 268 Mpx", "169 Mpx", "400 Mpx",
+        "80 MB of text", "80 times 1 MB", "1 x 1", "1 x 2500", "33 MB"])
 def test_bombs_are_refused_from_the_header(data, reason):
     with pytest.raises(ImageError):
         check_header(data, ImageSpec())
