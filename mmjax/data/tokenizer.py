@@ -12,6 +12,8 @@ from pathlib import Path
 
 import tokenizers
 
+from mmjax.data.sentencepiece import to_tokenizer_json
+
 SPECIALS = ("<pad>", "<s>", "</s>", "<image>", "</image>", "<EOC>")
 
 
@@ -81,23 +83,28 @@ def byte_tokenizer(specials: Sequence[str] = SPECIALS) -> Tokenizer:
 
 
 def load_tokenizer(path: str | os.PathLike, specials: Sequence[str] = ()) -> Tokenizer:
-    """Reads a `tokenizer.json`, as published with a language model.
+    """Reads a `tokenizer.json`, or else a SentencePiece `tokenizer.model`, as published with a language model.
 
     Args:
-        path: the file or the folder that holds it.
+        path: the file or the folder that holds it; a SentencePiece file ends in `.model`.
         specials: names that must be special tokens. One the file already knows keeps its id, another gets the
             next free id.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a tokenizer.json.
+        ValueError: if it is neither.
     """
     path = Path(path)
-    path = path / "tokenizer.json" if path.is_dir() else path
+    if path.is_dir():
+        inside = [path / name for name in ("tokenizer.json", "tokenizer.model", "spiece.model")]
+        path = next((file for file in inside if file.is_file()), inside[0])
     if not path.is_file():
-        raise FileNotFoundError(f"no tokenizer at {path}; give a tokenizer.json or the folder that holds one")
+        raise FileNotFoundError(f"no tokenizer at {path}; give a tokenizer.json, a SentencePiece .model, or the folder "
+                                "that holds one")
     try:
-        return Tokenizer(_add_specials(path.read_text(encoding="utf-8"), specials))
+        is_sentencepiece = path.suffix == ".model"
+        spec = to_tokenizer_json(path.read_bytes()) if is_sentencepiece else path.read_text(encoding="utf-8")
+        return Tokenizer(_add_specials(spec, specials))
     except (ValueError, KeyError) as e:
         raise ValueError(f"{path}: {e}") from e
 
