@@ -34,7 +34,7 @@ VARIANTS = {
 }
 VOCAB = 32_000
 SPECIALS = ("<pad>", "<BOS>", "<EOS>", "<EOC>", "<image>")
-IMAGE = dict(size=224, policy="pad", fill=(123, 117, 104))
+IMAGE = dict(size=224, policy="pad", fill=(123, 117, 104), video=dict(rate=1.0))     # videos at 1 fps (B.1.2)
 
 
 def get_config(variant: str = "3b") -> ml_collections.ConfigDict:
