@@ -1,12 +1,14 @@
 import io
+import tarfile
 
 import numpy as np
 import pytest
 
 from mmjax.data import video
-from mmjax.data.documents import Image, Video
+from mmjax.data.documents import Document, Image, Text, Video
 from mmjax.data.image_spec import ImageError, ImageSpec, VideoSpec
 from mmjax.data.images import check_visuals, decode_visuals
+from mmjax.data.sources import open_source
 
 av = pytest.importorskip("av")
 FPS, SPEC = 10, ImageSpec(size=16, resize="box")
@@ -76,6 +78,17 @@ def test_images_stand_beside_videos():
     frame.save(out, "PNG")
     got = decode_visuals([Image(out.getvalue()), Video((make_video(1.0),))], SPEC, 2)
     assert numbers(got[0]) == [5, 5] and numbers(got[1])[0] == 0
+
+
+def test_captioned_videos_come_from_tar_shards(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, body in (("a.mp4", make_video()), ("a.txt", b"a clip")):
+            info = tarfile.TarInfo(name)
+            info.size = len(body)
+            tar.addfile(info, io.BytesIO(body))
+    (document,) = open_source("webdataset", tmp_path)
+    assert document == Document((Video((make_video(),)), Text("a clip")), document.key)
+    assert numbers(decode_visuals(document.segments[:1], SPEC, 2)[0])[0] == 0
 
 
 @pytest.mark.parametrize("name, data, spec, reason", [

@@ -1,18 +1,20 @@
-"""Captioned images in tar shards, as img2dataset and WebDataset write them, by random access through our own index."""
+"""Captioned images and videos in tar shards, as img2dataset and WebDataset write them, through our own index."""
 
 import json
 import os
 
-from mmjax.data.documents import Document, Image, Text
+from mmjax.data.documents import Document, Image, Text, Video
 from mmjax.data.sources.interface import FileSource
 from mmjax.data.sources.records import decode, parse_object, take
 from mmjax.data.sources.tar_samples import Part, TarSamples
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif")
+VIDEO_EXTENSIONS = ("mp4", "mov", "webm", "mkv", "avi")
 
 
 class WebDatasetSource(FileSource):
-    """A sample `key.jpg` with `key.txt`, or with `key.json` that has a "caption", becomes [Image, Text], key `key`.
+    """A sample `key.jpg` with `key.txt`, or with `key.json` that has a "caption", becomes [Image, Text], key `key`; one
+    with a video file [Video, Text].
 
     The offsets of each shard are found once and kept (see `index.cached_index`). Samples that are not safe or not
     complete are left out (see TarSamples). The counts that img2dataset writes beside a shard are checked.
@@ -27,7 +29,7 @@ class WebDatasetSource(FileSource):
 
     def __init__(self, path: str | os.PathLike, *, caption: tuple[str, ...] = ("txt", "caption", "json"),
                  on_bad_shard: str = "raise"):
-        self._parts = (Part("an image", IMAGE_EXTENSIONS), Part("a caption", tuple(caption)))
+        self._parts = (Part("an image", IMAGE_EXTENSIONS + VIDEO_EXTENSIONS), Part("a caption", tuple(caption)))
         super().__init__(path, on_bad_shard=on_bad_shard)
 
     def open_shard(self, file: str) -> "_Shard":
@@ -47,10 +49,11 @@ class _Shard:
         return len(self._samples)
 
     def read(self, k: int) -> Document:
-        _, image = self._samples.read(k, 0)
+        kind, data = self._samples.read(k, 0)
         extension, caption = self._samples.read(k, 1)
         text = take(parse_object(caption), "caption", str) if extension == "json" else decode(caption)
-        return Document((Image(image), Text(text)), self._samples.key(k))
+        visual = Video((data,)) if kind in VIDEO_EXTENSIONS else Image(data)
+        return Document((visual, Text(text)), self._samples.key(k))
 
 
 def written_by_img2dataset(file: str) -> int | None:
