@@ -206,7 +206,8 @@ class Moe(nn.Module):
             kept = within_capacity(experts, real, c.num_experts, capacity)
         names = ("gate", "up", "down") if self.activation in GATED else ("up", "down")
         kernels = {name: self._kernels(name, *((f, d) if name == "down" else (d, f))) for name in names}
-        y = run_experts(jnp.asarray(x, self.dtype), gates, jnp.where(kept, experts, c.num_experts), kernels, self.activation)
+        reached = jnp.where(kept, experts, c.num_experts)
+        y = run_experts(jnp.asarray(x, self.dtype), gates, reached, kernels, self.activation)
         return y, statistics(logits, probs, experts, real, kept)
 
     def _kernels(self, name: str, size_in: int, size_out: int) -> jax.Array:

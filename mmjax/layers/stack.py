@@ -6,6 +6,7 @@ language model's weights are the same tree with and without hooks.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -48,6 +49,21 @@ class Hook:
     offset: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Every:
+    """Blocks of another kind in place of blocks n - 1, 2n - 1, ...: experts in every n-th layer (MM1).
+
+    Attributes:
+        block: the unbound block these layers share.
+        params: its parameters with a leading dimension L // n.
+        n: layers from one to the next, at least 2.
+    """
+
+    block: Block
+    params: Any
+    n: int
+
+
 def num_hooks(num_layers: int, every: int, offset: int = 0) -> int:
     """How many of the blocks 0 .. num_layers - 1 have a hook before them."""
     return len(range(offset, num_layers, every))
@@ -86,8 +102,8 @@ def run_stack(block: Block, params: Any, x: jax.Array, mask: IntervalMask, **opt
 
 def run_layers(block: Block, params: Any, x: jax.Array, mask: IntervalMask, *, rotary: Rotary | None = None,
                bias: jax.Array | Distances | None = None, key: jax.Array | None = None, cache: KVCache | None = None,
-               hook: Hook | None = None, remat: str = "full", more: Mapping[str, Any] = MappingProxyType({})
-               ) -> tuple[jax.Array, KVCache | None, Statistics]:
+               hook: Hook | None = None, every: Every | None = None, remat: str = "full",
+               more: Mapping[str, Any] = MappingProxyType({})) -> tuple[jax.Array, KVCache | None, Statistics]:
     """Runs stacked blocks over x.
 
     Args:
@@ -98,23 +114,33 @@ def run_layers(block: Block, params: Any, x: jax.Array, mask: IntervalMask, *, r
         key: dropout key, or None.
         cache: keys and values of all L layers, to read and extend.
         hook: layers that run in between.
+        every: blocks of another kind among them; the stack then has that many more layers.
         remat: a key of `REMAT_POLICIES`: what the backward pass recomputes.
         more: further arguments by name, for blocks that take some.
 
     Returns:
         float[B, T, D], the cache with each layer's new keys and values (its lengths as they were), and the statistics
-        of experts, stacked over layers.
+        of experts, stacked over the layers that have some.
+
+    Raises:
+        ValueError: for hooks among blocks of two kinds, or an unknown `remat`.
     """
     num_layers, x = jax.tree.leaves(params)[0].shape[0], shard(x, "batch", "seq", "act_embed")
 
-    def layer(carry, inputs):
+    def run(block, carry, inputs):
         x, cache = carry
         p, i = inputs
         k = None if key is None else jax.random.fold_in(key, i)
         x, cache, statistics = block.apply({"params": p}, x, mask, rotary, k, cache, i, bias, **more, method="run")
         return (x, cache), statistics
 
-    layer = _remat(layer, remat)
+    layer = _remat(functools.partial(run, block), remat)
+    if every is not None:
+        if hook is not None:
+            raise ValueError("a stack with blocks of two kinds takes no hooks; give every layer the same kind")
+        other = _remat(functools.partial(run, every.block), remat)
+        carry, statistics = _run_mixed(layer, other, (x, cache), params, every)
+        return *carry, statistics
     layers = (params, jnp.arange(num_layers))
     if hook is None:
         carry, statistics = jax.lax.scan(layer, (x, cache), layers)
@@ -153,6 +179,24 @@ def _run_groups(group, layer, carry, layers, hook: Hook, num_layers: int):
         carry, statistics = group(carry, (last, _part(layers, end, num_layers)))
         parts.append(statistics)
     return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *parts)
+
+
+def _run_mixed(layer, other, carry, params, every: Every):
+    """Whole groups of n - 1 blocks and one of the other kind, then the blocks left over."""
+    n, whole = every.n, jax.tree.leaves(every.params)[0].shape[0]
+    used, count = whole * (n - 1), jax.tree.leaves(params)[0].shape[0]
+    index = jnp.arange(whole * n).reshape(whole, n)
+
+    def group(carry, inputs):
+        own, others, i = inputs
+        carry, _ = jax.lax.scan(layer, carry, (own, i[:-1]))
+        return other(carry, (others, i[-1]))
+
+    grouped = jax.tree.map(lambda a: a.reshape(whole, n - 1, *a.shape[1:]), _part(params, 0, used))
+    carry, statistics = jax.lax.scan(group, carry, (grouped, every.params, index))
+    if used < count:
+        carry, _ = jax.lax.scan(layer, carry, (_part(params, used, count), jnp.arange(whole * n, count + whole)))
+    return carry, statistics
 
 
 def _part(tree: Any, start: int, stop: int) -> Any:

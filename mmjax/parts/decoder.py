@@ -15,6 +15,7 @@ from mmjax.layers import (
     Block,
     BlockConfig,
     Embed,
+    Every,
     Hook,
     KVCache,
     Linear,
@@ -39,6 +40,7 @@ class DecoderConfig:
         num_layers: blocks.
         block: the block; `sub_norm` and `init_gain` make it a Magneto decoder, `norm_place="parallel"` GPT-NeoX, `moe`
             a mixture of experts.
+        moe_every: with `moe`, the layers from one with experts to the next; the others are dense. MM1 has 2 and 4.
         positions: "learned" (GPT, OPT), "rotary" (LLaMA, arXiv:2104.09864), "xpos" (KOSMOS-1, arXiv:2212.10554),
             "alibi" (MPT, arXiv:2108.12409) or "relative" (Gopher and Chinchilla, after Transformer-XL,
             arXiv:1901.02860). The last two give attention a bias of T x T numbers per head.
@@ -57,6 +59,7 @@ class DecoderConfig:
     vocab_size: int
     num_layers: int
     block: BlockConfig
+    moe_every: int = 1
     positions: str = "rotary"
     max_positions: int = 2048
     position_offset: int = 0
@@ -75,6 +78,19 @@ class DecoderConfig:
         if self.block.relative != (self.positions == "relative"):
             raise ValueError(f"positions={self.positions!r} with block.relative={self.block.relative}: the terms of "
                              "distance are parameters of the block; set both or neither")
+        if not 1 <= self.moe_every <= (1 if self.block.moe is None else self.num_layers):
+            raise ValueError(f"moe_every={self.moe_every} must be at least 1, at most num_layers={self.num_layers}, "
+                             "and 1 without block.moe")
+
+    @property
+    def dense_block(self) -> BlockConfig:
+        """The block of the layers in `blocks`: without experts if only every n-th layer has some."""
+        return self.block if self.moe_every == 1 else dataclasses.replace(self.block, moe=None)
+
+    @property
+    def num_expert_blocks(self) -> int:
+        """Layers of `expert_blocks`, apart from the others."""
+        return 0 if self.moe_every == 1 else self.num_layers // self.moe_every
 
 
 class Decoder(nn.Module):
@@ -91,10 +107,15 @@ class Decoder(nn.Module):
         if c.positions == "learned":
             rows = c.max_positions + c.position_offset
             self.position_embed = Embed(rows, width, ("patch", "embed"), std=0.02, dtype=dtype)
-        self.block = Block(c.block, parent=None)
-        self.blocks = stack_params(
-            self, "blocks", self.block, c.num_layers, jax.ShapeDtypeStruct((1, 1, width), dtype),
-            masks.all_keys(1, 1, 1), None, None, None, None, self._bias(jnp.zeros((1, 1), jnp.int32), 1))
+        self.block = Block(c.dense_block, parent=None)
+        example = (jax.ShapeDtypeStruct((1, 1, width), dtype), masks.all_keys(1, 1, 1), None, None, None, None,
+                   self._bias(jnp.zeros((1, 1), jnp.int32), 1))
+        self.blocks = stack_params(self, "blocks", self.block, c.num_layers - c.num_expert_blocks, *example)
+        self.every = None
+        if c.num_expert_blocks:
+            expert_block = Block(c.block, parent=None)
+            expert_blocks = stack_params(self, "expert_blocks", expert_block, c.num_expert_blocks, *example)
+            self.every = Every(expert_block, expert_blocks, c.moe_every)
         self.final_norm = c.block.make_norm()
         if not c.tie_embeddings:
             self.head = Linear((width,), (c.vocab_size,), ("embed", "vocab"), use_bias=False, dtype=dtype,
@@ -149,7 +170,8 @@ class Decoder(nn.Module):
         index = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
         x, _, statistics = run_layers(
             self.block, self.blocks, x, masks.causal(segment_ids), rotary=self._rotary(positions),
-            bias=self._bias(index, x.shape[1]), key=key_blocks, hook=hook, remat=self.config.remat)
+            bias=self._bias(index, x.shape[1]), key=key_blocks, hook=hook, every=self.every,
+            remat=self.config.remat)
         return self.final_norm(x), statistics
 
     def extend(self, x: jax.Array, cache: KVCache, num_new: jax.Array, hook: Hook | None = None
@@ -169,7 +191,7 @@ class Decoder(nn.Module):
         mask = masks.decode(cache.lengths, x.shape[1])
         x, cache, _ = run_layers(self.block, self.blocks, self._place(x, positions), mask,
                                  rotary=self._rotary(positions), bias=self._bias(positions, cache.k.shape[2]),
-                                 cache=cache, hook=hook, remat="none")
+                                 cache=cache, hook=hook, every=self.every, remat="none")
         return self._logits(self.final_norm(x)), cache.replace(lengths=cache.lengths + num_new)
 
     def __call__(self, batch: Batch) -> jax.Array:

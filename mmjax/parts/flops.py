@@ -6,6 +6,7 @@ memory. A weight that trains costs its product once more for its gradient, and o
 it trains and needs the gradient of its input.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -106,8 +107,6 @@ def layer(block: Any, rows: float, pairs: float, trains: bool, to_input: bool) -
     d, f = block.embed_dim, block.mlp_dim
     inner = trains or to_input
     matrices = 3 if block.activation in GATED else 2
-    if block.moe is not None:
-        f *= block.moe.top_k            # the router's D x E numbers are not counted
     return (product(rows, d * (n + 2 * k) * h, trains, to_input) + scores(pairs, n * h, inner)
             + product(rows, n * h * d + matrices * d * f, trains, inner))
 
@@ -131,10 +130,20 @@ def decoder(config: DecoderConfig, work: Work, trains: bool, to_input: bool, unt
         untouched: blocks at the bottom that no gradient reaches if the decoder itself does not train.
     """
     first = 0 if trains else untouched
-    blocks = (stack(config.block, first, work.tokens, work.pairs, False, False)
-              + stack(config.block, config.num_layers - first, work.tokens, work.pairs, trains, trains or to_input))
+    block = dataclasses.replace(config.block, moe=None, mlp_dim=_active_width(config))
+    blocks = (stack(block, first, work.tokens, work.pairs, False, False)
+              + stack(block, config.num_layers - first, work.tokens, work.pairs, trains, trains or to_input))
     head = product(work.tokens, config.block.embed_dim * config.vocab_size, trains, trains or to_input)
     return blocks + head
+
+
+def _active_width(config: DecoderConfig) -> float:
+    """Inner width of the feed-forward networks that a token meets, on average over layers; routers are not counted."""
+    moe, f = config.block.moe, config.block.mlp_dim
+    if moe is None:
+        return f
+    with_experts = config.num_expert_blocks or config.num_layers
+    return f * (1 + (moe.top_k - 1) * with_experts / config.num_layers)
 
 
 def vit(config: ViTConfig, frames: float, trains: Trains, path: str = "vision") -> Cost:

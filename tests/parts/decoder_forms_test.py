@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmjax.kernels.attention import mask as masks
 from mmjax.layers import BlockConfig, MoeConfig, init_params, unbox
 from mmjax.losses import token_cross_entropy
 from mmjax.parts.decoder import Decoder, DecoderConfig, empty_cache, text_example
@@ -20,6 +21,8 @@ FORMS = {
     "chinchilla": DecoderConfig(11, 2, BlockConfig(12, 3, 20, relative=True, **PLAIN), positions="relative"),
     "mixtral": DecoderConfig(11, 2, BlockConfig(12, 3, 20, num_kv_heads=1, activation="swiglu", **PLAIN,
                                                 moe=MoeConfig(4, capacity_factor=8.0)), tie_embeddings=False),
+    # Layers 1 and 3 of 5 have experts.
+    "mm1": DecoderConfig(11, 5, BlockConfig(12, 3, 20, activation="swiglu", **PLAIN, moe=MoeConfig(4)), moe_every=2),
 }
 EACH = pytest.mark.parametrize("form", FORMS)
 TOKENS = np.random.default_rng(0).integers(0, 11, (2, 7), np.int32)
@@ -73,10 +76,33 @@ def test_losses_of_the_router_join_that_of_the_tokens():
     decoder = Decoder(FORMS["mixtral"], parent=None)
     loss, metrics = jax.device_get(jax.jit(lambda batch: decoder.apply(
         {"params": params}, method=lambda lm: lm.loss(lm.embed(batch.tokens), batch)))(batch))
-    want, _ = jax.device_get(token_cross_entropy(forward(TOKENS, SEGMENTS, POSITIONS), batch.targets, batch.loss_weights))
+    logits = forward(TOKENS, SEGMENTS, POSITIONS)
+    want, _ = jax.device_get(token_cross_entropy(logits, batch.targets, batch.loss_weights))
     assert metrics["loss"] == pytest.approx(float(want), rel=1e-5)
     assert loss - want == pytest.approx(0.01 * metrics["balance_loss"] + 0.001 * metrics["z_loss"], rel=1e-3)
     assert metrics["balance_loss"] > 0.1 and metrics["z_loss"] > 0.1 and metrics["dropped"] == 0
+
+
+def test_every_second_layer_of_experts_runs_in_its_place():
+    """Layer after layer by hand."""
+    params, forward = made("mm1")
+    lm = Decoder(FORMS["mm1"], parent=None).bind({"params": params})
+    x, mask = lm.embed(TOKENS), masks.causal(SEGMENTS)
+    dense, experts = iter(range(3)), iter(range(2))
+    for i in range(5):
+        block, stacked, n = (lm.every.block, lm.every.params, next(experts)) if i in (1, 3) else (
+            lm.block, lm.blocks, next(dense))
+        p = jax.tree.map(lambda a, n=n: a[n], stacked)
+        x, _ = jax.jit(lambda p, x, block=block: block.apply({"params": p}, x, mask, lm._rotary(POSITIONS)))(p, x)
+    want = lm._logits(lm.final_norm(x))
+    np.testing.assert_allclose(forward(TOKENS, SEGMENTS, POSITIONS), want, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("moe, every", [(None, 2), (MoeConfig(2), 0), (MoeConfig(2), 3)])
+def test_the_place_of_experts_is_checked(moe, every):
+    with pytest.raises(ValueError, match=f"moe_every={every} must be at least 1, at most num_layers=2, and 1 without"):
+        DecoderConfig(11, 2, BlockConfig(12, 3, 20, moe=moe), moe_every=every)
 
 
 def test_relative_positions_need_their_parameters():
