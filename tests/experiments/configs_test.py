@@ -29,4 +29,4 @@ def test_it_fits_its_data_and_one_device(file):
         check_fit(name, config)
         mesh = abstract_mesh(config, devices=1)
         check_rows(name, config, mesh)
-        make_plan(models.build(config.system, config.model), config, mesh)
+        make_plan(models.build(config.system, config.model, config.low_rank), config, mesh)

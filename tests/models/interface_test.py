@@ -142,7 +142,7 @@ def test_text_before_the_first_image_has_no_gradient_to_it(packed):
 
 @pytest.mark.quick
 def test_unknown_systems_and_foreign_configs_are_named():
-    with pytest.raises(ValueError, match="unknown system 'flamngo'; choose from flamingo, kosmos1, language"):
+    with pytest.raises(ValueError, match="unknown system 'flamngo'; choose from clip, flamingo, kosmos1, language"):
         build("flamngo", tiny_systems.config("flamingo"))
     with pytest.raises(ValueError, match="system 'kosmos1' takes a Kosmos1Config, not a FlamingoConfig"):
         build("kosmos1", tiny_systems.config("flamingo"))

@@ -10,10 +10,13 @@ import jax
 import numpy as np
 import pytest
 
+from mmjax.checkpoint.convert.adapter import read_adapter, save_adapter
 from mmjax.checkpoint.convert.pretrained import Pretrained, differences, from_pretrained, save_pretrained
-from mmjax.checkpoint.paths import flatten
-from mmjax.cli.compare import compare
+from mmjax.checkpoint.paths import flatten, nest
+from mmjax.cli.compare import _batch, compare
 from mmjax.cli.main import main
+from mmjax.layers.low_rank import LowRank, is_adapter
+from mmjax.models import LanguageConfig, build
 from mmjax.parallel import make_mesh
 
 if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
@@ -119,3 +122,31 @@ def test_the_command_finds_no_difference_and_finds_one(theirs, tmp_path, capsys)
         lambda path, x: x + 0.5 if ("mlp" in str(path) or "moe" in str(path)) and x.ndim > 2 else x, model.params)
     save_pretrained(tmp_path / "wrong", model._replace(params=wrong), source=folder)
     assert compare(model, tmp_path / "wrong") > 1e-3
+
+
+def test_peft_loads_the_adapters_that_a_run_trained(tmp_path):
+    """Adapters beside LLaMA's kernels, with a connector in the same file, against PEFT on the published weights."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    base = MODELS["llama"]()
+    base.save_pretrained(tmp_path / "base")
+    model = from_pretrained(tmp_path / "base")
+    system = build("language", LanguageConfig(model.config), lambda path: LowRank(3, 12.0) if "/k/" not in path and (
+        "attention" in path or "mlp/" in path) and path.endswith("kernel") else None)
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(system.init, jax.random.key(0))
+    flat = {path: rng.normal(size=x.shape).astype(np.float32)
+            for path, x in flatten(shapes).items() if is_adapter(path)}
+    params = nest({f"lm/{path}": x for path, x in flatten(model.params).items()} | flat)
+    connector = {"connector/proj/kernel": np.ones((2, 3), np.float32)}
+    save_adapter(tmp_path / "adapter", nest(flat | connector), system.choose, "llama", model.config)
+    tokens = np.random.default_rng(1).integers(0, 40, (2, 9))
+    ours = system.logits(params, _batch(tokens))
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    with torch.no_grad():
+        want = theirs(input_ids=torch.from_numpy(tokens)).logits.numpy()
+    np.testing.assert_allclose(ours, want, atol=2e-5 * np.abs(want).max())
+    again = read_adapter(tmp_path / "adapter", shapes | nest(connector), "llama", model.config)
+    assert again.keys() == flat.keys() | connector.keys()
+    for path, x in (flat | connector).items():
+        np.testing.assert_array_equal(again[path], x)

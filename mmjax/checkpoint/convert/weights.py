@@ -57,15 +57,15 @@ class WeightFolder:
     def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
         """Every tensor in turn, file after file, so that no more than one file is mapped at a time."""
         for file, names in self.files.items():
-            with _opened(self.path / file) as opened:
+            with opened(self.path / file) as tensors:
                 for name in names:
-                    yield name, opened.get_tensor(name)
+                    yield name, tensors.get_tensor(name)
 
     def _single(self) -> dict[str, list[str]]:
         path = self.path / WEIGHTS
         if path.is_file():
-            with _opened(path) as opened:
-                return {WEIGHTS: list(opened.keys())}
+            with opened(path) as tensors:
+                return {WEIGHTS: list(tensors.keys())}
         found = sorted(p.name for pattern in _PICKLE_NAMES for p in self.path.glob(pattern))
         if found:
             raise WeightsError(f"{self.path} has no {WEIGHTS}, only {found[0]}: reading a pickle can run any program, "
@@ -87,11 +87,11 @@ class WeightFolder:
     def _check(self, file: str, names: list[str]) -> None:
         if not (self.path / file).is_file():
             raise WeightsError(f"{self.path / INDEX} names the shard {file}, which is not there")
-        with _opened(self.path / file) as opened:
-            held = set(opened.keys())
+        with opened(self.path / file) as tensors:
+            held = set(tensors.keys())
             if missing := [name for name in names if name not in held]:
                 raise WeightsError(f"{self.path / file} lacks the tensor {missing[0]!r}, which {INDEX} places there")
-            self._shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+            self._shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -162,7 +162,8 @@ def _shards(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
     yield names
 
 
-def _opened(path: Path) -> Any:
+def opened(path: Path) -> Any:
+    """A safetensors file to read; WeightsError if it is damaged or a pickle."""
     with open(path, "rb") as file:
         start = file.read(2)
     for magic, kind in _PICKLES.items():
