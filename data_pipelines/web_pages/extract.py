@@ -75,8 +75,8 @@ class Blob:
 
 
 def address_key(url: str) -> str:
-    """The name of an address everywhere in the pipeline: the first 32 hex digits of its SHA-256."""
-    return hashlib.sha256(url.encode("utf-8", "replace")).hexdigest()[:32]
+    """The name of an address everywhere in the pipeline: the first 32 hex digits of the SHA-256 of its normal form."""
+    return hashlib.sha256((markup.normal(url) or url).encode("utf-8", "replace")).hexdigest()[:32]
 
 
 def blob_name(unit: Unit) -> str:

@@ -14,16 +14,25 @@ from resiliparse.parse.encoding import bytes_to_str, detect_encoding
 from resiliparse.parse.html import HTMLTree
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
+UNSOUND = "unsound markup"
 MAX_DEPTH = 256             # the time to extract text grows with the square of the depth; browsers stop at 512
 MAX_IMAGES = 2_000
 _TOO_DEEP = " > ".join(["*"] * MAX_DEPTH)
+_SAFE = "%/:=&?~#+!$,;'@()*[]|"          # what `normal` leaves as it is in paths and queries
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"      # noncharacters: no sound page has them
 _MARK = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
 _STRAY = re.compile("[\ufdd0\ufdd1\x00]")
-_BLANK = re.compile(r"[ \t\u00a0]*\n\s*")
 _LAZY = ("data-src", "data-original", "data-lazy-src", "data-lazy", "data-url", "data-image")
 _LAZY_SETS = ("srcset", "data-srcset", "data-lazy-srcset")
-_CANDIDATE = re.compile(r"(\S*[^\s,])(?:\s+([\d.]+)([wx]))?\s*(?:,|$)")
+# What makes parsers slow: their work grows with the square of a tag's attributes, and of the formatting elements, all
+# different and never closed, that they must open again in every paragraph.
+MAX_ATTRIBUTES, MAX_UNCLOSED = 1_000, 128
+_DATA_URL = re.compile(r"data:[^\s\"'<>]{200,}")
+_LONG_TAG = re.compile(r"<[a-zA-Z][^<>]{4000,}")
+_SIZE = re.compile(r"\d{1,9}(\.\d{1,9})?[wx]")
+_QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
+_FORMATTING = re.compile(r"<((?:b|big|code|em|font|i|s|small|strike|strong|tt|u)\b[^<>]{0,200})", re.IGNORECASE)
+_CLOSING = re.compile(r"</(?:b|big|code|em|font|i|s|small|strike|strong|tt|u)\b", re.IGNORECASE)
 
 
 class PageError(ValueError):
@@ -73,12 +82,11 @@ def read_page(html: str, url: str, counts: Counter[str]) -> Page:
         counts: counts images without a usable address by reason.
 
     Raises:
-        PageError: if the markup nests too deep.
+        PageError: if the markup is such that it would take too long.
     """
-    html = _STRAY.sub("", html)
-    # Linear in the size, unlike what follows.
-    if HTMLTree.parse(html).document.query_selector(_TOO_DEEP) is not None:
-        raise PageError("markup nests too deep")
+    html = _DATA_URL.sub("data:,", _STRAY.sub("", html))
+    if _is_unsound(html):
+        raise PageError(UNSOUND)
     tree = LexborHTMLParser(html)
     base = tree.css_first("base[href]")
     base = _absolute(base.attributes.get("href") or "", url) if base is not None else None
@@ -107,9 +115,17 @@ def address(node: LexborNode, base: str) -> str | None:
 
 def widest(srcset: str) -> str:
     """The address with the largest width or density of a srcset, the first if several have it; "" if there is none."""
-    candidates = [(float(size or 1) if (size or "1").count(".") < 2 else 0.0, a)
-                  for a, size, _ in _CANDIDATE.findall(srcset)]
-    return max(candidates, key=lambda c: c[0], default=(0.0, ""))[1]
+    best, tokens = (-1.0, ""), srcset.split()[::-1]
+    while tokens:
+        address, size = tokens.pop(), 1.0
+        if not address.endswith(",") and tokens:
+            descriptor, _, rest = tokens.pop().partition(",")
+            if rest:
+                tokens.append(rest)
+            size = float(descriptor[:-1]) if _SIZE.fullmatch(descriptor) else 0.0
+        if size > best[0] and address.strip(","):
+            best = (size, address.strip(","))
+    return best[1]
 
 
 def _noscript(node: LexborNode) -> str | None:
@@ -123,22 +139,43 @@ def _noscript(node: LexborNode) -> str | None:
     return inner.attributes.get("src") if inner is not None else None
 
 
-def _absolute(address: str, base: str) -> str | None:
+def normal(url: str) -> str | None:
+    """An http or https address the way browsers ask for it, without fragment; None if it is none."""
     try:
-        url = urllib.parse.urlsplit(urllib.parse.urljoin(base, address.strip()))
-        url.port  # noqa: B018 - raises if it is no number
-        whole = url._replace(fragment="").geturl()
-        whole.encode()
+        parts = urllib.parse.urlsplit(url.strip())
+        host, port = (parts.hostname or "").encode("idna").decode(), parts.port
+        if port and port != {"http": 80, "https": 443}.get(parts.scheme):
+            host = f"{host}:{port}"
+        whole = urllib.parse.urlunsplit((parts.scheme, host, urllib.parse.quote(parts.path or "/", _SAFE),
+                                         urllib.parse.quote(parts.query, _SAFE), ""))
     except ValueError:
         return None
-    return whole if url.scheme in ("http", "https") and url.hostname and len(whole) <= 2048 else None
+    return whole if parts.scheme in ("http", "https") and parts.hostname and len(whole) <= 2048 else None
+
+
+def _absolute(address: str, base: str) -> str | None:
+    try:
+        return normal(urllib.parse.urljoin(base, address.strip()))
+    except ValueError:
+        return None
+
+
+def _is_unsound(html: str) -> bool:
+    """Whether reading a page could take far longer than its size says."""
+    if any(len(_QUOTED.sub("", tag[0]).split()) > MAX_ATTRIBUTES for tag in _LONG_TAG.finditer(html)):
+        return True
+    opened = _FORMATTING.findall(html)
+    if len(opened) - len(_CLOSING.findall(html)) > MAX_UNCLOSED and len(set(opened)) > MAX_UNCLOSED:
+        return True
+    return HTMLTree.parse(html).document.query_selector(_TOO_DEEP) is not None
 
 
 def _assemble(text: str, addresses: list[str | None], counts: Counter[str]) -> Page:
     segments, images, seen = [], {}, set()
     for i, piece in enumerate(_MARK.split(text)):
         if i % 2 == 0:
-            if piece := _BLANK.sub("\n", _STRAY.sub("", piece)).strip():
+            lines = (line.rstrip() for line in _STRAY.sub("", piece).split("\n"))
+            if piece := "\n".join(line for line in lines if line).strip():
                 segments.append(piece)
         elif (k := int(piece[:9])) < len(addresses) and k not in seen:     # page text can spell marks; each counts once
             seen.add(k)

@@ -9,7 +9,7 @@ import hashlib
 from data_pipelines import files
 
 PAGE_STAGES = (
-    "status is not 200", "not HTML", "page too large", "address blocked", "markup nests too deep", "no main text",
+    "status is not 200", "not HTML", "page too large", "address blocked", "unsound markup", "no main text",
     "too few words", "too many words", "repeats itself", "language", "flagged words",           # one page at a time
     "same address, older", "no usable image", "too many images", "near duplicate", "one image, not drawn")     # all
 KEPT = "kept"

@@ -23,7 +23,7 @@ KINDS = {
     "de": "language", "fr": "language", "es": "language", "it": "language",
     "menu": "no main text", "missing": "no usable image", "bad images": "no usable image", "short": "too few words",
     "not found": "status is not 200", "repeats": "repeats itself", "file": "not HTML", "blocked": "address blocked",
-    "deep": "markup nests too deep",
+    "deep": "unsound markup",
 }
 # What the server says, what it is, what the page says; the fourth is a lie.
 ENCODINGS = (("text/html; charset=UTF-8", "utf-8", ""), ("text/html; charset=ISO-8859-1", "latin-1", ""),
