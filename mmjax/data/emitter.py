@@ -73,13 +73,15 @@ class Emitter:
     def finish(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """tokens, weights, image_index, slot_index and spans, as `Encoded` has them."""
         self._flush()
-        runs = np.array(self._runs or [(0, 0, -1, -1)], np.float64)
-        counts = runs[:, 0].astype(int)
-        weights, image_index, slot_index = np.repeat(runs[:, 1:], counts, axis=0).T
-        within = np.arange(len(slot_index)) - np.repeat(np.cumsum(counts) - counts, counts)
-        slot_index = np.where(slot_index < 0, -1, slot_index + within)
-        return (np.array(self._tokens, np.int32), weights.astype(np.float32), image_index.astype(np.int32),
-                slot_index.astype(np.int32), np.array(self._spans, np.int32).reshape(-1, 2))
+        counts, weights, images, slots = zip(*self._runs, strict=True) if self._runs else ((0,), (0.0,), (-1,), (-1,))
+        slot_index = np.repeat(np.array(slots, np.int32), counts)
+        if max(slots) >= 0:
+            ends = np.cumsum(counts, dtype=np.int32)
+            within = np.arange(ends[-1], dtype=np.int32) - np.repeat(ends - np.array(counts, np.int32), counts)
+            slot_index = np.where(slot_index < 0, slot_index, slot_index + within)
+        return (np.array(self._tokens, np.int32), np.repeat(np.array(weights, np.float32), counts),
+                np.repeat(np.array(images, np.int32), counts), slot_index,
+                np.array(self._spans, np.int32).reshape(-1, 2))
 
     def _hold(self, text: str, weight: float):
         if weight != self._text_weight:

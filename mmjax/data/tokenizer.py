@@ -51,7 +51,8 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, never a special one; ValueError if `text` is not valid Unicode."""
         try:
-            return self._tokenizer.encode(text, add_special_tokens=False).ids
+            # the fast one finds no offsets, and takes two thirds of the time
+            return self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
         except TypeError as e:
             bad = next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None)
             raise ValueError(f"text holds a lone surrogate at character {bad}" if bad is not None else str(e)) from e
