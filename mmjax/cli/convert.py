@@ -7,12 +7,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from mmjax import models
 from mmjax.checkpoint import manager
+from mmjax.checkpoint.convert.adapter import save_adapter
 from mmjax.checkpoint.convert.formats import FORMATS
 from mmjax.checkpoint.convert.pretrained import Pretrained, from_pretrained, save_pretrained
-from mmjax.checkpoint.paths import flatten
+from mmjax.checkpoint.paths import flatten, nest
 from mmjax.cli import arguments, stages
+from mmjax.training.config import FROZEN
 from mmjax.training.loop import part_config
+from mmjax.training.optimizer import resolve_rules
 from mmjax.training.structure import ConfigError, require
 
 ABOUT = ("Say what a folder of published weights holds; write it in another dtype or in other shards; write a part of "
@@ -28,6 +32,8 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--step", type=int, help="checkpoint of the run; the latest by default")
     parser.add_argument("--part", default="lm", help="part of the run's system to write; lm by default, '' for all")
     parser.add_argument("--format", choices=FORMATS, help="how to write a part of a run")
+    parser.add_argument("--adapter", action="store_true", help="write all that the run trained, adapters and "
+                        "connectors, as one folder; with --format, adapters under the names of PEFT")
     parser.add_argument("--to", type=Path, help="folder to write; it must not exist, or be empty")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="to compute in "
                         "and to write; float32 by default")
@@ -39,6 +45,10 @@ def run(argv: Sequence[str]) -> int:
     args = arguments.parse(parser, argv)
     require((args.folder is None) != (args.workdir is None), "give either --folder, published weights, or --workdir, "
             "a run")
+    if args.adapter:
+        require(args.workdir and args.to, "--adapter needs --workdir and --to")
+        write_adapter(args)
+        return 0
     require(args.folder or args.format, f"--workdir needs --format, one of {', '.join(FORMATS)}")
     model = from_pretrained(args.folder, args.dtype) if args.folder else from_run(args)
     print(summary(model))
@@ -50,6 +60,19 @@ def run(argv: Sequence[str]) -> int:
         require(args.to or args.folder, "--compare needs --folder, or --to to write what is compared")
         return int(compare(model, args.to or args.folder) > args.tolerance)
     return 0
+
+
+def write_adapter(args) -> None:
+    """What a run trained, as one folder."""
+    args.config = None
+    name, config = stages.select(stages.from_args(args), args.stage)[-1]
+    model = models.build(config.system, config.model, config.low_rank)
+    labels = resolve_rules(jax.eval_shape(model.init, jax.random.key(0)), config.rules, config.groups)
+    params = flatten(manager.restore_params(args.workdir / name, step=args.step))
+    trained = {path: x for path, x in params.items() if labels[path] != FROZEN}
+    lm = part_config(config.model, args.part) if args.format else None
+    save_adapter(args.to, nest(trained), config.low_rank, args.format or "", lm, args.part)
+    print(f"wrote {args.to}: {sum(x.size for x in trained.values()):,} parameters of {len(trained)} arrays")
 
 
 def from_run(args) -> Pretrained:

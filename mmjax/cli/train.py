@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from mmjax import models
 from mmjax.checkpoint import manager
 from mmjax.checkpoint.convert import pretrained
+from mmjax.checkpoint.convert.adapter import is_adapter_folder
 from mmjax.cli import agreement, arguments, report, stages
 from mmjax.cli.fit import check_fit, check_rows
 from mmjax.cli.trained import make_writer
@@ -72,7 +73,7 @@ def make_job(name: str, config: StageConfig, workdir: Path) -> Job:
     for part, source in config.init_from.items():
         if "/" in source and pretrained.is_published(source):
             pretrained.table_of_part(source, part, loop.part_config(config.model, part))
-        elif "/" in source and not manager.steps(Path(source).expanduser()):
+        elif "/" in source and not is_adapter_folder(source) and not manager.steps(Path(source).expanduser()):
             raise ConfigError(f"{name or 'config'}: init_from names {source}, which holds neither a checkpoint nor "
                               "published weights")
     return job

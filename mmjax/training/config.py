@@ -108,7 +108,8 @@ class StageConfig:
             Every parameter needs a rule and every rule must decide about some parameter.
         groups: settings of each group that `rules` names. "frozen" is built in.
         init_from: sub-tree of the parameters ("" for all) -> name of an earlier stage, or path of a run directory,
-            whose last checkpoint it is filled from, or path of a folder of published weights ("./llama-7b").
+            whose last checkpoint it is filled from, or path of a folder of published weights ("./llama-7b"),
+            or (for "") of adapters that `mmjax convert --adapter` wrote.
         frozen_dtype: how floating-point parameters that do not train are stored.
         mesh: devices along each mesh axis; absent axes have 1, one axis may have -1: all that remain.
         dcn: mesh axis -> how many parts of it lie on different slices (or hosts), joined by the slower network.

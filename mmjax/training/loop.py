@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from mmjax.batch import Batch
 from mmjax.checkpoint import manager
 from mmjax.checkpoint.convert import pretrained
+from mmjax.checkpoint.convert.adapter import is_adapter_folder, read_adapter
 from mmjax.checkpoint.manager import CheckpointManager
 from mmjax.checkpoint.paths import flatten, nest
 from mmjax.layers.low_rank import is_adapter
@@ -143,7 +144,9 @@ def _start(config: StageConfig, model: Model, plan: Plan, loader: Loader, workdi
     for part, source in config.init_from.items():
         folder = Path(source).expanduser() if "/" in source else workdir.parent / source
         wanted = step_lib.subtree(plan.params, part)
-        if pretrained.is_published(folder):
+        if is_adapter_folder(folder):
+            given[""] = nest(read_adapter(folder, plan.params, config.model))
+        elif pretrained.is_published(folder):
             bare = nest({path: leaf for path, leaf in flatten(wanted).items() if not is_adapter(path)})
             given[part] = pretrained.read_part(folder, part, part_config(config.model, part), bare)
         else:

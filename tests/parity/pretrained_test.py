@@ -146,7 +146,7 @@ def test_peft_loads_the_adapters_that_a_run_trained(tmp_path):
     with torch.no_grad():
         want = theirs(input_ids=torch.from_numpy(tokens)).logits.numpy()
     np.testing.assert_allclose(ours, want, atol=2e-5 * np.abs(want).max())
-    again = read_adapter(tmp_path / "adapter", shapes | nest(connector), "llama", model.config)
+    again = read_adapter(tmp_path / "adapter", shapes | nest(connector), system.config)
     assert again.keys() == flat.keys() | connector.keys()
     for path, x in (flat | connector).items():
         np.testing.assert_array_equal(again[path], x)

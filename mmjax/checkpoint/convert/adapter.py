@@ -56,25 +56,32 @@ def save_adapter(folder: str | os.PathLike, trained: Mapping[str, Any], low_rank
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(about, indent=2) + "\n")
     draft = folder / f".{FILE}.partial"
-    save_file(tensors, draft, metadata={"format": "pt"})
+    save_file(tensors, draft, metadata={"format": "pt", "mmjax_kind": kind, "mmjax_part": part})
     os.replace(draft, folder / FILE)
 
 
-def read_adapter(folder: str | os.PathLike, shapes: Mapping[str, Any], kind: str = "", config: Any = None,
-                 part: str = "lm") -> dict[str, np.ndarray]:
-    """{path: array} of what `save_adapter` wrote; arguments as there.
+def is_adapter_folder(folder: str | os.PathLike) -> bool:
+    """Whether a folder holds what `save_adapter` writes."""
+    return (Path(folder).expanduser() / CONFIG).is_file()
+
+
+def read_adapter(folder: str | os.PathLike, shapes: Mapping[str, Any], config: Any = None) -> dict[str, np.ndarray]:
+    """{path: array} of what `save_adapter` wrote.
 
     Args:
         shapes: our parameters, of anything that has a shape; the folder may hold some of them only.
+        config: of the system; needed for names of PEFT.
 
     Raises:
         WeightsError: if the folder is not one, or holds what is no parameter here, or of another shape.
     """
     folder = Path(folder).expanduser()
     read_json(folder / CONFIG)
-    places, wanted = _places(kind, config, part), {p: tuple(x.shape) for p, x in flatten(shapes).items()}
-    params: dict[str, np.ndarray] = {}
+    wanted, params = {p: tuple(x.shape) for p, x in flatten(shapes).items()}, {}
     with opened(folder / FILE) as tensors:
+        about = tensors.metadata() or {}
+        part = about.get("mmjax_part", "lm")
+        places = _places(about.get("mmjax_kind", ""), getattr(config, part, None), part)
         for name in list(tensors.keys()):
             tensor = tensors.get_tensor(name)
             place = places.get(name) or Place(Entry(name.removeprefix(OWN), name), ())
@@ -88,7 +95,7 @@ def read_adapter(folder: str | os.PathLike, shapes: Mapping[str, Any], kind: str
 
 def _places(kind: str, config: Any, part: str) -> dict[str, Place]:
     """PEFT's name of every adapter that a format's linear maps may have."""
-    if not kind:
+    if kind not in formats.FORMATS or config is None:
         return {}
     entries = []
     for entry in formats.FORMATS[kind].entries(config):
