@@ -34,22 +34,22 @@ def make(rows: int, length: int, threads: int):
 
 def prepare(model: Language, rows: int, length: int):
     """(step, state, batches) on all devices, rows split over them."""
+    plan, step, mesh = plan_of(model)
+    given = nest({f"lm/{path}": x for path, x in inputs.parameters(model.config.lm.num_layers).items()})
+    given = jax.tree.map(lambda x, leaf: jax.device_put(x, leaf.sharding), given, plan.params)
+    state = step_lib.init_state(model, plan, jax.random.key(0), {"": given})
+    return step, state, jax.device_put({"text": batch(rows, length)}, batch_sharding(mesh))
+
+
+def plan_of(model: Language):
+    """(plan, step, mesh); the mesh is that of this process from now on."""
     optimizer = OptimizerConfig(clip_norm=None, **inputs.ADAMW)
     config = StageConfig("language", model.config, None, total_steps=1000, optimizer=optimizer,
                          groups={"main": GroupConfig()})
     mesh = make_mesh({"fsdp": -1})
+    jax.set_mesh(mesh)
     plan = step_lib.make_plan(model, config, mesh)
-    given = nest({f"lm/{path}": x for path, x in inputs.parameters(model.config.lm.num_layers).items()})
-    given = jax.tree.map(lambda x, leaf: jax.device_put(x, leaf.sharding), given, plan.params)
-    state = step_lib.init_state(model, plan, jax.random.key(0), {"": given})
-    batches = jax.device_put({"text": batch(rows, length)}, batch_sharding(mesh))
-    train_step = step_lib.make_train_step(model, plan, {})
-
-    def step(*args):
-        with jax.set_mesh(mesh):
-            return train_step(*args)
-
-    return step, state, batches
+    return plan, step_lib.make_train_step(model, plan, {}), mesh
 
 
 def batch(rows: int, length: int) -> Batch:
