@@ -84,7 +84,8 @@ def train(folder, name, *overrides, config="config.py"):
 
 def mmjax(*argv, **env):
     """`mmjax ...` as a process."""
-    env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": str(ROOT)} | env
+    flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"        # compile fast
+    env = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)} | env
     return subprocess.Popen([sys.executable, "-m", "mmjax.cli.main", *argv], env=env, cwd=ROOT, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
