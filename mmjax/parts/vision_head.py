@@ -65,7 +65,7 @@ class VisionHead(nn.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """float[B, P, D] -> dtype[B, C]."""
         c = self.config
-        dtype = jnp.dtype(c.dtype)
+        dtype, tokens = jnp.dtype(c.dtype), shard(tokens, "batch", None, "act_embed")     # an image's tokens together
         if c.pool == "class":
             x = tokens[:, 0]
         elif c.pool == "mean":
@@ -96,7 +96,8 @@ class LatentPool(nn.Module):
         attend = Attention(d, c.num_heads, c.num_heads, d // c.num_heads, kv_dim=d, dtype=dtype, name="attention")
         y = attend(query, masks.all_keys(b, 1, p), source=tokens)
         h = Norm(d, eps=c.norm_eps, dtype=dtype, name="norm")(y)
-        return (y + Mlp(d, c.mlp_dim, c.activation, dtype=dtype, name="mlp")(h))[:, 0]
+        y = y + Mlp(d, c.mlp_dim, c.activation, dtype=dtype, name="mlp")(h)
+        return shard(y, "batch", None, "act_embed")[:, 0]
 
 
 class MeanQueryPool(nn.Module):
@@ -116,5 +117,5 @@ class MeanQueryPool(nn.Module):
         x = jnp.concatenate([mean.astype(dtype), tokens.astype(dtype)], axis=1) + table.astype(dtype)
         q, k, v = (Linear((d,), heads, ("embed", "heads", "head_dim"), dtype=dtype, name=name)(part)
                    for name, part in (("q", x[:, :1]), ("k", x), ("v", x)))
-        y = attention(q, k, v, mask=masks.all_keys(b, 1, p + 1))[:, 0]
+        y = shard(attention(q, k, v, mask=masks.all_keys(b, 1, p + 1)), "batch", None, "act_heads", None)[:, 0]
         return Linear(heads, (c.output_dim or d,), ("heads", "head_dim", None), dtype=dtype, name="out")(y)

@@ -172,7 +172,7 @@ class ViT(nn.Module):
 def _mask(batch_size: int, num_tokens: int, prefix: jax.Array | None) -> IntervalMask:
     if prefix is None:
         return masks.all_keys(batch_size, num_tokens, num_tokens)
-    return masks.prefix(jnp.ones((batch_size, num_tokens), jnp.int32), prefix[:, None])
+    return masks.prefix(shard(jnp.ones((batch_size, num_tokens), jnp.int32), "batch", None), prefix[:, None])
 
 
 def pooled_features(tower: ViT, params: Any, images: jax.Array) -> jax.Array:
