@@ -1,6 +1,7 @@
 """What every pipeline's command line shares: input, output, workers, and the options of Beam's runner."""
 
 import argparse
+import logging
 import os
 from collections.abc import Sequence
 
@@ -28,6 +29,7 @@ def parse(p: argparse.ArgumentParser, argv: Sequence[str] | None = None
     args, rest = p.parse_known_args(argv)
     if args.workers < 1:
         p.error(f"--workers={args.workers} must be at least 1")
+    logging.getLogger("apache_beam").setLevel(logging.WARNING)
     return args, beam_options(args.workers, rest)
 
 
@@ -36,6 +38,6 @@ def beam_options(workers: int = 1, rest: Sequence[str] = ()) -> PipelineOptions:
     rest = list(rest)
     if not any(a == "--runner" or a.startswith("--runner=") for a in rest):
         # Named, because Beam's default may fetch a runner written in Go from the network.
-        rest += ["--runner=FnApiRunner", f"--direct_num_workers={workers}",
+        rest += ["--runner=FnApiRunner", f"--direct_num_workers={workers}", "--default_sdk_harness_log_level=WARNING",
                  f"--direct_running_mode={'multi_processing' if workers > 1 else 'in_memory'}"]
     return PipelineOptions(rest)
