@@ -18,6 +18,7 @@ from mmjax.kernels.placement import EXPERTS, HEADS, ROWS, SEQUENCE, axes_for, fr
 from mmjax.layers.linear import Linear
 from mmjax.layers.mlp import ACTIVATIONS, GATED
 from mmjax.layers.params import param, scaled
+from mmjax.parallel import shard
 
 BALANCES = ("switch", "mixtral")
 Statistics = dict[str, jax.Array]
@@ -78,9 +79,11 @@ def within_capacity(experts: jax.Array, real: jax.Array, num_experts: int, capac
         capacity: tokens that one expert takes of one row.
     """
     chosen = jax.nn.one_hot(experts, num_experts, dtype=jnp.int32) * real[..., None, None]
-    queue = chosen.swapaxes(1, 2).reshape(len(experts), -1, num_experts)        # all first choices, then all second
-    place = jnp.cumsum(queue, axis=1).reshape(chosen.swapaxes(1, 2).shape).swapaxes(1, 2)
-    return real[..., None] & ((place * chosen).sum(-1) <= capacity)
+    chosen = shard(chosen, "batch", None, None, None)               # a queue needs its whole row
+    totals = chosen.sum(1, keepdims=True)
+    place = jnp.cumsum(chosen, axis=1) + jnp.cumsum(totals, axis=2) - totals        # behind all choices of lower rank
+    fits = shard((place * chosen).sum(-1) <= capacity, "batch", "seq", None)
+    return real[..., None] & fits
 
 
 def statistics(logits: jax.Array, probs: jax.Array, experts: jax.Array, real: jax.Array, kept: jax.Array) -> Statistics:

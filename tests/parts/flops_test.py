@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mmjax.batch import Batch
-from mmjax.layers import BlockConfig
+from mmjax.layers import BlockConfig, MoeConfig
 from mmjax.models import build
 from mmjax.models.flamingo import FlamingoConfig
 from mmjax.models.kosmos1 import Kosmos1Config
@@ -124,3 +124,12 @@ def test_work_counts_what_is_there():
 def test_full_work_is_one_document_a_row():
     batch, images = example(NUM_IMAGES), B * NUM_IMAGES
     assert flops.Work.full(batch) == flops.Work.of(batch) == (B * T, B * T * (T + 1) / 2, images, images, B * T)
+
+
+def test_a_token_pays_for_the_experts_it_meets():
+    """Two of eight in every second of five layers: 2 · 2 + 3 networks instead of 5."""
+    lm = DecoderConfig(16, 5, BlockConfig(8, 2, 12, activation="swiglu"))
+    moe = dataclasses.replace(lm, block=dataclasses.replace(lm.block, moe=MoeConfig(8)), moe_every=2)
+    work = flops.Work(tokens=100)
+    dense, experts = (flops.decoder(c, work, trains=True, to_input=True) for c in (lm, moe))
+    assert experts.forward - dense.forward == pytest.approx(2 * 100 * 2 * 3 * 8 * 12)
