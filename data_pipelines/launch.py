@@ -38,6 +38,6 @@ def beam_options(workers: int = 1, rest: Sequence[str] = ()) -> PipelineOptions:
     rest = list(rest)
     if not any(a == "--runner" or a.startswith("--runner=") for a in rest):
         # Named, because Beam's default may fetch a runner written in Go from the network.
-        rest += ["--runner=FnApiRunner", f"--direct_num_workers={workers}", "--default_sdk_harness_log_level=WARNING",
+        rest += ["--runner=FnApiRunner", f"--direct_num_workers={workers}",
                  f"--direct_running_mode={'multi_processing' if workers > 1 else 'in_memory'}"]
     return PipelineOptions(rest)
