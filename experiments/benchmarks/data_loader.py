@@ -111,8 +111,9 @@ def grain_batches(folder: Path, name: str, count: int, spec: ImageSpec) -> Itera
         grain.ReadOptions(num_threads=count, prefetch_buffer_size=4 * BATCH))
     if "packed" in name:
         pages = pages.map(lambda page: dict(tokens=page[1], images=page[0][None]))
-        rows = grain.experimental.BestFitPackIterDataset(pages, dict(tokens=2048, images=16), num_packing_bins=16)
-        for rows in rows.batch(6):
+        packed = grain.experimental.BestFitPackIterDataset(pages, length_struct=dict(tokens=2048, images=16),
+                                                           num_packing_bins=16)
+        for rows in packed.batch(6):
             yield int((rows["images_segment_ids"] > 0).sum()), int((rows["tokens_segment_ids"] > 0).sum())
     for pixels, _, tokens in pages.batch(BATCH, batch_fn=collate):
         yield len(pixels), tokens
