@@ -70,13 +70,20 @@ COUNT = """
 import sys
 from pathlib import Path
 from mmjax.cli import arguments, plan, stages
-from mmjax.plan import machine
+from mmjax.parallel import make_mesh
+from mmjax.plan import lowering, machine
 import jax
 jax.config.update("jax_optimization_level", "O0")
 for layers, topology in (("2", "v5e:2x2"), ("8", "v5e:2x2"), ("2", "v5e:4x4")):
     (name, config), = stages.resolve(arguments.load_config([f"--config={sys.argv[1]}:{layers}"]))
     report, _ = plan.plan_one("small", name, config, machine.find(topology))
     print("RESULT", report.compile["instructions"], report.fits, int(report.memory["needed"]), report.traffic > 0)
+(name, config), = stages.resolve(arguments.load_config([f"--config={sys.argv[1]}", "--config.model.lm.remat=offload"]))
+mesh = make_mesh(config.mesh, machine.find("v5e:2x2").devices)
+step = lowering.trace(config, mesh)
+with jax.set_mesh(mesh):
+    compiled = step.traced.lower().compile()
+print("OFFLOAD", compiled.memory_analysis().host_temp_size_in_bytes)
 """
 
 
@@ -89,3 +96,6 @@ def test_a_tpu_that_is_not_here_has_a_plan_that_does_not_grow_with_layers_or_chi
     shallow, deep, wide = (float(row[0]) for row in rows)
     assert deep < 1.05 * shallow and wide < 1.3 * shallow
     assert all(fits == traffic == "True" and 0 < int(needed) < 2**30 for _, fits, needed, traffic in rows)
+    # Products wait on the host: at least the residual stream of both layers, 16 rows over 4 chips, in bfloat16.
+    on_host, = (int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("OFFLOAD"))
+    assert on_host >= 2 * (16 // 4) * 128 * 128 * 2

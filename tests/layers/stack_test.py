@@ -79,12 +79,12 @@ def test_hooks_run_in_order_before_every_nth_block(num_layers, every, offset, co
 def test_remat_policies_give_equal_gradients_and_keep_less(stack):
     block, params = stack
     kept, gradients = {}, {}
-    for policy in ("none", "dots", "full"):
+    for policy in ("none", "dots", "full", "offload"):
         loss = lambda params, policy=policy: jnp.square(run_stack(block, params, X, MASK, remat=policy)[0]).sum()  # noqa: E731
         gradients[policy] = jax.jit(jax.grad(loss))(params)
         kept[policy] = residuals(jax.make_jaxpr(jax.grad(loss))(params))
     assert kept["full"] < kept["dots"] < kept["none"]
-    for policy in ("dots", "full"):
+    for policy in ("dots", "full", "offload"):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), gradients["none"],
                      gradients[policy])
 
