@@ -88,12 +88,11 @@ def test_every_second_layer_of_experts_runs_in_its_place():
     params, forward = made("mm1")
     lm = Decoder(FORMS["mm1"], parent=None).bind({"params": params})
     x, mask = lm.embed(TOKENS), masks.causal(SEGMENTS)
-    dense, experts = iter(range(3)), iter(range(2))
-    for i in range(5):
-        block, stacked, n = (lm.every.block, lm.every.params, next(experts)) if i in (1, 3) else (
-            lm.block, lm.blocks, next(dense))
-        p = jax.tree.map(lambda a, n=n: a[n], stacked)
-        x, _ = jax.jit(lambda p, x, block=block: block.apply({"params": p}, x, mask, lm._rotary(POSITIONS)))(p, x)
+    run = lambda block: jax.jit(lambda p, x: block.apply({"params": p}, x, mask, lm._rotary(POSITIONS))[0])  # noqa: E731
+    kinds = {"dense": (run(lm.block), lm.blocks), "experts": (run(lm.every.block), lm.every.params)}
+    for kind, n in (("dense", 0), ("experts", 0), ("dense", 1), ("experts", 1), ("dense", 2)):
+        apply, stacked = kinds[kind]
+        x = apply(jax.tree.map(lambda a, n=n: a[n], stacked), x)
     want = lm._logits(lm.final_norm(x))
     np.testing.assert_allclose(forward(TOKENS, SEGMENTS, POSITIONS), want, rtol=2e-5, atol=2e-5)
 
