@@ -10,12 +10,26 @@ import os
 from typing import Any
 
 from mmjax.data.sources.array_record import ArrayRecordSource
+from mmjax.data.sources.captions import CocoCaptionsSource, KarpathySource
+from mmjax.data.sources.conversations import LlavaSource, MessagesSource
 from mmjax.data.sources.interface import DocumentSource, FileSource
+from mmjax.data.sources.mmc4 import Mmc4Source
+from mmjax.data.sources.obelics import ObelicsSource
+from mmjax.data.sources.text import TextSource
+from mmjax.data.sources.vqa import VqaSource
 from mmjax.data.sources.webdataset import WebDatasetSource
 
 FORMATS: dict[str, type[FileSource]] = {
     "array_record": ArrayRecordSource,
     "webdataset": WebDatasetSource,
+    "obelics": ObelicsSource,
+    "mmc4": Mmc4Source,
+    "llava": LlavaSource,
+    "messages": MessagesSource,
+    "coco_captions": CocoCaptionsSource,
+    "karpathy": KarpathySource,
+    "vqa": VqaSource,
+    "text": TextSource,
 }
 
 __all__ = ["FORMATS", "DocumentSource", "check_source", "open_source"]

@@ -30,21 +30,22 @@ def cached_index(file: str, kind: str, build: Callable[[str], Index]) -> Index:
     """
     stat = os.stat(file)
     stamp = f"{_VERSION} {kind} {stat.st_size} {stat.st_mtime_ns} {sample_digest(file)}"
-    for place in _places(file, kind):
+    for place in places(file, f"{kind}.index.npz"):
         if (index := _load(place, stamp)) is not None:
             return index
     index = build(file)
-    for place in _places(file, kind):
+    for place in places(file, f"{kind}.index.npz"):
         if _save(place, stamp, index):
             break
     return index
 
 
-def _places(file: str, kind: str) -> list[Path]:
+def places(file: str, ending: str) -> list[Path]:
+    """Where something made of a file may be kept: hidden beside it, or in the cache folder."""
     path = Path(file).absolute()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmjax" / "index"
     name = hashlib.blake2b(os.fsencode(path), digest_size=16).hexdigest()
-    return [path.with_name(f".{path.name}.{kind}.index.npz"), cache / f"{name}.{kind}.index.npz"]
+    return [path.with_name(f".{path.name}.{ending}"), cache / f"{name}.{ending}"]
 
 
 def _load(place: Path, stamp: str) -> Index | None:
@@ -85,7 +86,7 @@ class _Handle:
 
 
 @functools.lru_cache(maxsize=_OPEN_FILES)
-def _open(file: str, stamp: tuple[int, int]) -> _Handle:
+def _open(file: str, made: tuple[int, int]) -> _Handle:
     return _Handle(file)
 
 
@@ -93,7 +94,7 @@ class ByteFile:
     """Reads ranges of a file that must stay as it was when this was made."""
 
     def __init__(self, file: str):
-        self.file, self._stamp = file, _stamp(os.stat(file))
+        self.file, self._stamp = file, file_stamp(os.stat(file))
 
     def read(self, start: int, stop: int) -> bytes:
         """Reads bytes [start, stop).
@@ -105,7 +106,7 @@ class ByteFile:
         if stop - start > MAX_DOCUMENT_BYTES:
             raise DocumentError(f"{stop - start} bytes; the limit is {MAX_DOCUMENT_BYTES}")
         handle = _open(self.file, self._stamp)
-        if _stamp(os.fstat(handle.descriptor)) != self._stamp:
+        if file_stamp(os.fstat(handle.descriptor)) != self._stamp:
             raise DocumentError(f"{self.file} was changed after it was opened")
         data = os.pread(handle.descriptor, stop - start, start)
         if len(data) != stop - start:
@@ -113,5 +114,6 @@ class ByteFile:
         return data
 
 
-def _stamp(stat: os.stat_result) -> tuple[int, int]:
+def file_stamp(stat: os.stat_result) -> tuple[int, int]:
+    """What changes when a file is written."""
     return stat.st_size, stat.st_mtime_ns

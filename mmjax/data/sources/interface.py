@@ -122,7 +122,7 @@ class FileSource(Sequence[Document]):
     def _add(self, file: str, on_bad_shard: str):
         expected = self.expected_count(file)
         try:
-            digest, shard = sample_digest(file), self.open_shard(file)
+            shard = self.open_shard(file)
             if not len(shard) and not shard.dropped.counts:
                 raise BadShard(f"{file} holds no documents", 0)
             if expected is not None and not 0 <= expected - len(shard) <= shard.dropped.counts.total():
@@ -132,13 +132,13 @@ class FileSource(Sequence[Document]):
                 raise _with_counts(e, file, expected) from e
             lost = expected if expected is not None else getattr(e, "found", None) or 0
             self.dropped["shard damaged"] += lost
-            self._fingerprint.append([os.path.basename(file), os.path.getsize(file), "", 0])
+            self._fingerprint.append(file_fingerprint(file))
             logging.warning("left out the whole of %s with %s documents: %s", file, lost or "an unknown number of", e)
             return
         self.files.append(file)
         self._shards.append(shard)
         self.dropped += shard.dropped.counts
-        self._fingerprint.append([os.path.basename(file), os.path.getsize(file), digest, len(shard)])
+        self._fingerprint.append(file_fingerprint(file, len(shard)))
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -209,6 +209,11 @@ def sample_digest(file: str) -> str:
             f.seek(start)
             digest.update(f.read(_SAMPLE))
     return digest.hexdigest()
+
+
+def file_fingerprint(file: str, documents: int = 0) -> list[Any]:
+    """[base name, size, digest, documents] of a file."""
+    return [os.path.basename(file), os.path.getsize(file), sample_digest(file), documents]
 
 
 def require(module: str) -> ModuleType:
