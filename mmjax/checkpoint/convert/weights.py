@@ -55,11 +55,12 @@ class WeightFolder:
         return self._shapes[name]
 
     def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Every tensor in turn, file after file, so that no more than one file is mapped at a time."""
+        """Every tensor in turn. A file is opened for each anew: what was read of it does not stay in memory."""
         for file, names in self.files.items():
-            with opened(self.path / file) as tensors:
-                for name in names:
-                    yield name, tensors.get_tensor(name)
+            for name in names:
+                with opened(self.path / file) as tensors:
+                    tensor = tensors.get_tensor(name)
+                yield name, tensor
 
     def _single(self) -> dict[str, list[str]]:
         path = self.path / WEIGHTS
