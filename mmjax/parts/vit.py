@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from mmjax.kernels.attention import IntervalMask, Rotary
@@ -146,20 +147,22 @@ class ViT(nn.Module):
         x = self.patch_embed(patchify(normalize_pixels(images, c.pixel_mean, c.pixel_std), c.patch_size))
         if c.patch_norm:
             x = self.patch_norm(x)
-        table = self.position_embed if c.positions == "learned" else sincos_positions(c.grid, x.shape[2])
-        table = jnp.asarray(table, x.dtype)
-        places = jnp.broadcast_to(grid_positions(c.grid), (*x.shape[:2], 2))
-        x = x + table[len(table) - x.shape[1]:]
-        if key is not None and c.patch_dropout:
-            x, kept = drop_patches(x, c.patch_dropout, key)
-            places = jnp.take_along_axis(places, kept[..., None], axis=1)
-        if not c.class_token:
-            return x, places
-        first = self.class_embed.astype(x.dtype)
+        places, num_class = grid_positions(c.grid)[None], int(c.class_token)
+        if c.class_token:
+            first = jnp.broadcast_to(self.class_embed.astype(x.dtype), (x.shape[0], 1, x.shape[2]))
+            x = jnp.concatenate([shard(first, "batch", None, None), x], axis=1)
+            places = np.pad(places, ((0, 0), (1, 0), (0, 0)))
         if c.positions == "learned":
-            first = first + table[0]
-        first = shard(jnp.broadcast_to(first, (x.shape[0], 1, x.shape[2])), "batch", None, None)
-        return jnp.concatenate([first, x], axis=1), jnp.pad(places, ((0, 0), (1, 0), (0, 0)))
+            x = x + self.position_embed.astype(x.dtype)
+        else:
+            x = x + np.pad(sincos_positions(c.grid, x.shape[2]), ((num_class, 0), (0, 0))).astype(x.dtype)
+        places = jnp.broadcast_to(places, (*x.shape[:2], 2))
+        if key is not None and c.patch_dropout:
+            kept_patches, kept = drop_patches(x[:, num_class:], c.patch_dropout, key)
+            x = jnp.concatenate([x[:, :num_class], kept_patches], axis=1)
+            patch_places = jnp.take_along_axis(places[:, num_class:], kept[..., None], axis=1)
+            places = jnp.concatenate([places[:, :num_class], patch_places], axis=1)
+        return x, places
 
     def _rotary(self, places: jax.Array) -> Rotary | None:
         """Rotation by row and column; none at the class token, which stands at the origin."""
