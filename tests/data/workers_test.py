@@ -105,15 +105,19 @@ def test_a_record_that_hangs_in_a_thread_is_named_with_the_stack(config, monkeyp
 
 
 def test_workers_end_with_a_parent_that_is_killed(config, tmp_path):
+    """One of them while somebody else still holds its connection, so that it waits for a row that never comes."""
     script = tmp_path / "trainer.py"
     script.write_text(f"""
-import os, signal
+import os, signal, subprocess
 from mmjax.data.config import *
 loader = __import__("mmjax.data.loader", fromlist=["Loader"]).Loader(LoaderConfig(dict(pages=DataSetConfig(
     (Source({config.sets["pages"].sources[0].path!r}),), 2, 32, images_per_row=3, image=ImageSpec(size=8),
     template="flamingo")), workers=2))
 next(loader)
-print(*[worker.pid for worker in loader._decoder._images._workers], flush=True)
+workers = loader._decoder._images._workers
+subprocess.Popen(["sleep", "20"], pass_fds=[workers[0]._pipe.fileno()], stdout=subprocess.DEVNULL,
+                 stderr=subprocess.DEVNULL)
+print(*[worker.pid for worker in workers], flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60,
