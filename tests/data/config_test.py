@@ -34,6 +34,12 @@ def test_bad_sources_and_loaders():
         LoaderConfig({})
     with pytest.raises(ValueError, match="workers=-1"):
         LoaderConfig(dict(a=DataSetConfig(SOURCES, 2, 16)), workers=-1)
+    with pytest.raises(ValueError, match="max_skipped=1.5 must be a share from 0 to 1, and watchdog=120.0"):
+        LoaderConfig(dict(a=DataSetConfig(SOURCES, 2, 16)), max_skipped=1.5)
+    with pytest.raises(ValueError, match="format 'array_recrod' is unknown"):
+        Source("a", format="array_recrod")
+    with pytest.raises(ValueError, match="has no option 'shards'"):
+        Source("a", options=dict(shards=3))
 
 
 def test_configs_are_plain_values(tmp_path):
