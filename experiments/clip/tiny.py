@@ -2,7 +2,9 @@
 
 Run:     mmjax train --config=experiments/clip/tiny.py --workdir=runs/clip_tiny
          --config=experiments/clip/tiny.py:sigmoid for SigLIP's loss
-Expect:  not run yet.
+Expect:  1,000 steps in 14 CPU-minutes on two shared cores. Of 64 combinations, one of twelve never seen is named right
+         in 23 % of the pictures (chance 1.6 %), seen ones in 56 %; the right caption of a scene with an unseen one is
+         the nearest of 328 in 80 %, among the ten nearest in 99.8 % (chance 0.3 %). The sigmoid form was not run.
 
 Twelve of the 64 combinations of shape and colour are never shown in training. Zero-shot classification asks which of
 all 64 a picture of one of them shows, with an ensemble of prompts; retrieval is of scenes that contain one.

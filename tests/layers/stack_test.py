@@ -85,8 +85,8 @@ def test_remat_policies_give_equal_gradients_and_keep_less(stack):
         kept[policy] = residuals(jax.make_jaxpr(jax.grad(loss))(params))
     assert kept["full"] < kept["dots"] < kept["none"]
     for policy in ("dots", "full", "offload"):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), gradients["none"],
-                     gradients[policy])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * np.abs(b).max()),
+                     gradients["none"], gradients[policy])
 
 
 def residuals(jaxpr) -> int:

@@ -84,8 +84,8 @@ def train(folder, name, *overrides, config="config.py"):
 
 def mmjax(*argv, **env):
     """`mmjax ...` as a process."""
-    flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"        # compile fast
-    env = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)} | env
+    fast = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]     # that of the tests
+    env = os.environ | {"XLA_FLAGS": " ".join(fast), "PYTHONPATH": str(ROOT)} | env
     return subprocess.Popen([sys.executable, "-m", "mmjax.cli.main", *argv], env=env, cwd=ROOT, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 

@@ -33,8 +33,6 @@ COLLECTIVES = {
     "fsdp x tensor": {"all-gather": 83, "all-reduce": 43, "collective-permute": 3},
     "data x sequence": {"all-gather": 11, "all-reduce": 16, "all-to-all": 5, "collective-permute": 54},
 }
-# Of XLA for CPU: its older way to compile fusions takes a third of the time.
-FAST = {"xla_cpu_use_fusion_emitters": False}
 COPIES = "Involuntary full rematerialization"       # XLA's warning that it copies a whole array to every device
 COLLECTIVE = re.compile(r"\s(all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|collective-broadcast|"
                         r"ragged-all-to-all)(?:-start)?\(")
@@ -62,7 +60,7 @@ def one_device(request):
     model = build(system, small(system))
     params = jax.tree.map(np.asarray, tiny_systems.random_params(model))
     batch = tiny_systems.make_batch(system, ROWS[system], num_tokens=12, num_images=1)
-    step = jax.jit(jax.value_and_grad(model.loss, has_aux=True), compiler_options=FAST)
+    step = jax.jit(jax.value_and_grad(model.loss, has_aux=True))
     (loss, _), gradient = step(params, batch)
     return model, params, batch, loss, gradient
 
@@ -77,7 +75,7 @@ def test_step_over_eight_devices_equals_one(one_device, layout, capfd):
     assert_split(placed, rows, sizes)
     step = jax.value_and_grad(model.loss, has_aux=True)
     with jax.set_mesh(mesh):
-        step = jax.jit(step, out_shardings=(None, jax.tree.map(lambda x: x.sharding, placed)), compiler_options=FAST)
+        step = jax.jit(step, out_shardings=(None, jax.tree.map(lambda x: x.sharding, placed)))
         compiled = step.lower(placed, rows).compile()
         (loss, _), gradient = compiled(placed, rows)
     assert abs(loss - want_loss) <= 1e-5 * want_loss
@@ -91,9 +89,8 @@ def test_step_over_eight_devices_equals_one(one_device, layout, capfd):
         assert "2,32,64" not in gathered and (gathered or layout != "fsdp")
 
 
-def test_rows_in_four_parts_one_after_the_other_equal_all_at_once(one_device, monkeypatch):
+def test_rows_in_four_parts_one_after_the_other_equal_all_at_once(one_device):
     """Two data sets per update; the parts have different numbers of tokens."""
-    monkeypatch.setitem(step_lib.COMPILER_OPTIONS, "cpu", FAST)
     model, params, batch, want_loss, want_gradient = one_device
     optimizer = OptimizerConfig(b1=0.0, clip_norm=None)         # its first moment is the gradient
     config = StageConfig("", model.config, None, 10, optimizer, mesh={"data": 2}, accumulate=4)
