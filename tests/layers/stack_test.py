@@ -84,8 +84,9 @@ def test_remat_policies_give_equal_gradients_and_keep_less(stack):
         gradients[policy] = jax.jit(jax.grad(loss))(params)
         kept[policy] = residuals(jax.make_jaxpr(jax.grad(loss))(params))
     assert kept["full"] < kept["dots"] < kept["none"]
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(gradients["none"]))
     for policy in ("dots", "full", "offload"):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * np.abs(b).max()),
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * largest),
                      gradients["none"], gradients[policy])
 
 

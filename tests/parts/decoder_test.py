@@ -125,7 +125,7 @@ def test_embeddings_drop_out_only_with_a_key(run):
 
 @pytest.mark.quick
 def test_mistakes_are_named():
-    with pytest.raises(ValueError, match="unknown positions 'cosine'; choose from learned, rotary, xpos, alibi, relative"):
+    with pytest.raises(ValueError, match="unknown positions 'cosine'; choose from learned, rotary, xpos, alibi, rel"):
         DecoderConfig(11, 2, BlockConfig(16, 2, 24), positions="cosine")
     with pytest.raises(ValueError, match="max_len=10 exceeds max_positions=9 of the language model; shorten"):
         empty_cache(GPT, 2, 10)
