@@ -120,10 +120,13 @@ subprocess.Popen(["sleep", "20"], pass_fds=[workers[0]._pipe.fileno()], stdout=s
 print(*[worker.pid for worker in workers], flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """)
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60,
-                          env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])})
-    workers, deadline = list(map(int, done.stdout.split())), time.monotonic() + 10
-    assert done.returncode == -9 and len(workers) == 2, done.stderr
+    with (tmp_path / "out").open("w+") as out:              # a pipe would be waited for until the workers close it too
+        done = subprocess.run([sys.executable, str(script)], stdout=out, stderr=out, timeout=60,
+                              env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])})
+    said = (tmp_path / "out").read_text()
+    assert done.returncode == -9, said
+    workers, deadline = list(map(int, said.split())), time.monotonic() + 10
+    assert len(workers) == 2
     while any(map(alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(map(alive, workers))
