@@ -12,7 +12,6 @@ from mmjax.data.config import Source
 from mmjax.data.documents import DocumentError, Text
 from mmjax.data.image_spec import ImageError, ImageSpec
 from mmjax.data.sources import FORMATS, DocumentSource, open_source
-from mmjax.data.sources.interface import find_files
 
 _NAMED = 3                              # damaged records of a file that are named
 
@@ -80,7 +79,7 @@ def verify(source: Source, spec: ImageSpec | None = None, decode: bool = False) 
         ValueError: if the format or an option is unknown.
     """
     spec = spec or ImageSpec()
-    for file in find_files(source.path, FORMATS[source.format].suffixes):
+    for file in FORMATS[source.format].find(source.path, **source.options):
         report = FileReport(file, size=os.path.getsize(file))
         report.digest = check_digest(file)
         try:

@@ -1,7 +1,23 @@
 """Sources: every format people keep documents in, as random access to `Document`s.
 
 `open_source(format, path, **options)` opens one; `FORMATS` has them all. A class says what its format looks like, what
-its documents become, and which options it has.
+its documents become, and which options it has. All options but those in brackets have defaults.
+
+    format         files                             one document
+    array_record   .array_record                     as it was written
+    webdataset     .tar of img2dataset               image or video, caption
+    obelics        .parquet                          page: images and texts in order
+    mmc4           .jsonl, .jsonl.zip, .tar          page: each image before its sentence
+    llava          .json, .jsonl                     conversation
+    messages       .json, .jsonl                     conversation
+    coco_captions  .json                             image, caption
+    karpathy       .json                             image, sentence
+    vqa            .json [annotations, images,       image, question, answer
+                   image_name]
+    cc3m, cc12m    .tsv [images]                     image, caption
+    laion          .parquet [images]                 image, caption
+    text           .jsonl, .parquet                  text
+    tfds           folder of a version               the features in `fields`
 """
 
 import difflib
@@ -16,6 +32,8 @@ from mmjax.data.sources.interface import DocumentSource, FileSource
 from mmjax.data.sources.mmc4 import Mmc4Source
 from mmjax.data.sources.obelics import ObelicsSource
 from mmjax.data.sources.text import TextSource
+from mmjax.data.sources.tfds import TfdsSource
+from mmjax.data.sources.url_tables import Cc3mSource, Cc12mSource, LaionSource
 from mmjax.data.sources.vqa import VqaSource
 from mmjax.data.sources.webdataset import WebDatasetSource
 
@@ -29,7 +47,11 @@ FORMATS: dict[str, type[FileSource]] = {
     "coco_captions": CocoCaptionsSource,
     "karpathy": KarpathySource,
     "vqa": VqaSource,
+    "cc3m": Cc3mSource,
+    "cc12m": Cc12mSource,
+    "laion": LaionSource,
     "text": TextSource,
+    "tfds": TfdsSource,
 }
 
 __all__ = ["FORMATS", "DocumentSource", "check_source", "open_source"]

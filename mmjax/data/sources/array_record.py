@@ -9,6 +9,27 @@ from mmjax.data.documents import Document, DocumentError
 from mmjax.data.sources.interface import BadShard, Dropped, FileSource
 
 
+class ArrayRecords:
+    """Records of an ArrayRecord file as bytes, by number. Raises BadShard if the file is truncated or unreadable."""
+
+    def __init__(self, file: str):
+        try:
+            self._records = grain.sources.ArrayRecordDataSource([file])
+            self._count = len(self._records)
+        except (RuntimeError, OSError) as e:
+            raise BadShard(f"{file} is not a complete ArrayRecord file (truncated or unreadable): {e}", 0) from e
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read(self, k: int) -> bytes:
+        """Record k. Raises DocumentError if its checksum does not fit."""
+        try:
+            return self._records[k]
+        except RuntimeError as e:                   # Grain may give no message
+            raise DocumentError(str(e) or "cannot be read") from e
+
+
 class ArrayRecordSource(FileSource):
     """Random access to what `documents.write_documents` wrote: a file or a folder of them. See FileSource."""
 
@@ -23,18 +44,10 @@ class ArrayRecordSource(FileSource):
 
 class _Shard:
     def __init__(self, file: str):
-        self.dropped = Dropped()
-        try:
-            self._records = grain.sources.ArrayRecordDataSource([file])
-            self._count = len(self._records)
-        except (RuntimeError, OSError) as e:
-            raise BadShard(f"{file} is not a complete ArrayRecord file (truncated or unreadable): {e}", 0) from e
+        self._records, self.dropped = ArrayRecords(file), Dropped()
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._records)
 
     def read(self, k: int) -> Document:
-        try:
-            return documents.from_bytes(self._records[k])
-        except RuntimeError as e:                   # a checksum does not fit; Grain may give no message
-            raise DocumentError(str(e) or "cannot be read") from e
+        return documents.from_bytes(self._records.read(k))

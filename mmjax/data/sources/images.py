@@ -19,12 +19,12 @@ class ImageFolder:
         folder: it may itself be a link; links inside it are followed only to what lies inside it.
 
     Raises:
-        FileNotFoundError: if there is no such folder.
+        ValueError: if there is no such folder.
     """
 
     def __init__(self, folder: str | os.PathLike):
         if not os.path.isdir(folder):
-            raise FileNotFoundError(f"image folder {folder} does not exist; set the option images")
+            raise ValueError(f"image folder {str(folder)!r} does not exist; set the option images")
         self._root = Path(os.path.realpath(folder))
 
     def read(self, name: str) -> bytes:
@@ -38,11 +38,12 @@ class ImageFolder:
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)  # a pipe would wait for a writer
         except OSError as e:
             raise DocumentError(f"image {name!r} of folder {self._root} cannot be read: {e.strerror}") from e
+        info = os.fstat(descriptor)
+        if not stat.S_ISREG(info.st_mode) or info.st_size > MAX_DOCUMENT_BYTES:
+            os.close(descriptor)
+            raise DocumentError(f"image {name!r} of folder {self._root} is no regular file of at most "
+                                f"{MAX_DOCUMENT_BYTES} bytes")
         with open(descriptor, "rb", buffering=0) as f:
-            info = os.fstat(descriptor)
-            if not stat.S_ISREG(info.st_mode) or info.st_size > MAX_DOCUMENT_BYTES:
-                raise DocumentError(f"image {name!r} of folder {self._root} is no regular file of at most "
-                                    f"{MAX_DOCUMENT_BYTES} bytes")
             return f.read()
 
 

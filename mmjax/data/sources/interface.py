@@ -65,9 +65,9 @@ class Dropped:
     def __init__(self):
         self.counts: Counter[str] = Counter()
 
-    def add(self, reason: str, name: str):
-        self.counts[reason] += 1
-        if self.counts[reason] <= _NAMED:
+    def add(self, reason: str, name: str, count: int = 1):
+        self.counts[reason] += count
+        if self.counts[reason] <= _NAMED or count > 1:
             logging.warning("left out %s: %s", name, reason)
 
 
@@ -82,12 +82,14 @@ class BadShard(DocumentError):
 class FileSource(Sequence[Document]):
     """The documents of one file, or of all files of a format in a folder, in order of their names.
 
-    A format says how one file is opened (`open_shard`) and what its file names end in (`suffixes`).
+    A format says how one file is opened (`open_shard`) and what its file names end in (`suffixes`), or which the files
+    are (`find`).
 
     Args:
         path: a file or a folder.
         on_bad_shard: what becomes of a file that is truncated or unreadable: `raise`, or `skip` it, with its documents
             counted in `dropped`.
+        files: those of `path`, where the format knows them.
 
     Raises:
         FileNotFoundError: if nothing is there.
@@ -98,18 +100,23 @@ class FileSource(Sequence[Document]):
 
     suffixes: tuple[str, ...] = ()
 
-    def __init__(self, path: str | os.PathLike, *, on_bad_shard: str = "raise"):
+    def __init__(self, path: str | os.PathLike, *, on_bad_shard: str = "raise", files: Sequence[str] | None = None):
         if on_bad_shard not in BAD_SHARD:
             raise ValueError(f"on_bad_shard={on_bad_shard!r} is unknown; known: {', '.join(BAD_SHARD)}")
         self.files: list[str] = []
         self.dropped: Counter[str] = Counter()
         self._shards: list[Shard] = []
         self._fingerprint: list[list[Any]] = []
-        for file in find_files(path, self.suffixes):
+        for file in self.find(path) if files is None else files:
             self._add(file, on_bad_shard)
         self._ends = np.cumsum([len(shard) for shard in self._shards]).tolist()
         if not self._ends or not self._ends[-1]:
             raise DocumentError(f"{path} holds no documents; left out: {dict(self.dropped) or 'none'}")
+
+    @classmethod
+    def find(cls, path: str | os.PathLike, **options: Any) -> list[str]:
+        """The files of a source with these options, in order, unopened. Raises as `find_files` does."""
+        return find_files(path, cls.suffixes)
 
     def open_shard(self, file: str) -> Shard:
         """Opens one file. Raises BadShard or another DocumentError, or OSError, if that fails."""

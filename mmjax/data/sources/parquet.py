@@ -70,16 +70,28 @@ class ParquetTable:
         except (OSError, UnicodeDecodeError, IndexError, require("pyarrow").ArrowException) as e:
             raise DocumentError(f"row group {g} cannot be read: {e}") from e
 
+    def column(self, name: str, g: int) -> list[Any]:
+        """The values of a column of row group g; raises as `object` does."""
+        try:
+            with self._lock:
+                return self._file().read_row_group(g, columns=[name], use_threads=False)[name].to_pylist()
+        except (OSError, UnicodeDecodeError, require("pyarrow").ArrowException) as e:
+            raise DocumentError(f"row group {g} cannot be read: {e}") from e
+
+    def _file(self):
+        """The open file; the caller has the lock."""
+        if file_stamp(os.stat(self.file)) != self._stamp:
+            raise DocumentError(f"{self.file} was changed after it was opened")
+        if self._opened is None:
+            self._opened = require("pyarrow.parquet").ParquetFile(self.file, page_checksum_verification=True)
+        return self._opened
+
     def _group(self, g: int):
         with self._lock:
             if g in self._groups:
                 self._groups.move_to_end(g)
             else:
-                if file_stamp(os.stat(self.file)) != self._stamp:
-                    raise DocumentError(f"{self.file} was changed after it was opened")
-                if self._opened is None:
-                    self._opened = require("pyarrow.parquet").ParquetFile(self.file, page_checksum_verification=True)
-                self._groups[g] = self._opened.read_row_group(g, columns=self._columns, use_threads=False)
+                self._groups[g] = self._file().read_row_group(g, columns=self._columns, use_threads=False)
                 while len(self._groups) > _KEPT_GROUPS:
                     self._groups.popitem(last=False)
             return self._groups[g]

@@ -2,10 +2,10 @@
 
 import lzma
 import os
-import shutil
 import tempfile
 import zipfile
 import zlib
+from typing import BinaryIO
 
 from mmjax.data.sources.index import places
 from mmjax.data.sources.interface import BadShard, sample_digest
@@ -51,7 +51,8 @@ def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, kept: list[str]) 
             os.makedirs(os.path.dirname(path), exist_ok=True)
             handle, partial = tempfile.mkstemp(suffix=".partial", dir=os.path.dirname(path))
             with os.fdopen(handle, "wb") as out, archive.open(member) as data:
-                shutil.copyfileobj(data, out, 1 << 20)
+                while chunk := _read(data):
+                    out.write(chunk)
             os.replace(partial, path)
             return path
         except OSError as e:
@@ -60,3 +61,10 @@ def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, kept: list[str]) 
             if partial is not None and os.path.exists(partial):
                 os.unlink(partial)
     raise error
+
+
+def _read(data: BinaryIO) -> bytes:
+    try:
+        return data.read(1 << 20)
+    except OSError as e:                            # so bz2 says that data is damaged; no other place would help
+        raise zipfile.BadZipFile(str(e)) from e
