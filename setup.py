@@ -34,7 +34,7 @@ EXTRAS = {
     "video": ["av>=14.0"],
     "wandb": ["wandb>=0.19"],
     "notebooks": ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"],
-    "test": ["chex>=0.1.90", "pytest>=8.0", "ruff>=0.9", "sentencepiece>=0.2", "warcio>=1.7"],
+    "test": ["chex>=0.1.90", "pytest>=8.0", "ruff>=0.9", "sentencepiece>=0.2", "warcio>=1.7", "webdataset>=1.0"],
     "parity": ["einops>=0.8", "einops-exts>=0.0.4", "open_clip_torch>=3.0", "timm>=1.0", "torch>=2.4",
                "torchvision>=0.19", "transformers>=5.0"],
 }
