@@ -7,8 +7,8 @@ It wants what the paper did not publish: the frozen language model and vision to
 `pretrained/`, a tokenizer.json, and M3W, ALIGN, LTIP and VTP as ArrayRecord documents under `data/`.
 
 Where it differs from the paper:
-- vision: CLIP ViT-L/14 at 224 pixels stands in for the NFNet-F6 at 320, which is not implemented; the paper's own
-  ablation (table 3) has it at 64.9 against 70.7.
+- vision: CLIP ViT-L/14 at 224 pixels, of which there are weights, stands in for the NFNet-F6 at 320, which
+  `paper.py:3b_nfnet` has; the paper's own ablation (table 3) has the ViT at 64.9 against 70.7.
 - language model: rotary in place of Chinchilla's Transformer-XL positions, whose projection is D^2 more per block.
 - 9B: 32 blocks with cross-attention before every fourth. Table 4 prints 40, which with the 7.1B parameters of table 5
   cannot both be; 32 fits them.
@@ -34,22 +34,24 @@ VARIANTS = {
 }
 VOCAB = 32_000
 SPECIALS = ("<pad>", "<BOS>", "<EOS>", "<EOC>", "<image>")
-IMAGE = dict(size=224, policy="pad", fill=(123, 117, 104), video=dict(rate=1.0))     # videos at 1 fps (B.1.2)
+NFNET = "_nfnet"
 
 
 def get_config(variant: str = "3b") -> ml_collections.ConfigDict:
-    if variant not in VARIANTS:
-        raise ValueError(f"unknown variant {variant!r}; choose from {', '.join(VARIANTS)}")
-    v = VARIANTS[variant]
+    size, is_nfnet = variant.removesuffix(NFNET), variant.endswith(NFNET)
+    if size not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}; choose from {', '.join(VARIANTS)}, each also with {NFNET!r}")
+    v, tower = VARIANTS[size], nfnet_f6() if is_nfnet else vit_l14()
     c = ml_collections.ConfigDict()
     c.system = "flamingo"
-    c.model = dict(vision=vision(), resampler=resampler(), lm=language_model(v), xattn=cross_attention(v),
-                   xattn_every=v["every"])
-    c.init_from = dict(vision="pretrained/clip_vit_l14", lm=f"pretrained/chinchilla_{variant}")
+    c.model = dict(vision=tower, resampler=resampler(3072 if is_nfnet else 1024), lm=language_model(v),
+                   xattn=cross_attention(v), xattn_every=v["every"])
+    c.init_from = dict(vision=f"pretrained/{'nfnet_f6' if is_nfnet else 'clip_vit_l14'}",
+                       lm=f"pretrained/chinchilla_{size}")
     c.rules = (("(vision|lm)/.*", "frozen"), ("resampler/.*", "resampler"), ("xattn/.*", "main"))
     c.groups = dict(main=dict(), resampler=dict(weight_decay=0.0))
     c.frozen_dtype = "bfloat16"
-    c.data = data(v["rows"])
+    c.data = data(v["rows"], tower["image_size"])
     c.optimizer = dict(name="adamw", lr=1e-4, schedule="constant", warmup_steps=5_000, weight_decay=0.1, clip_norm=1.0)
     c.total_steps = 500_000
     c.mesh = v["mesh"]
@@ -58,14 +60,18 @@ def get_config(variant: str = "3b") -> ml_collections.ConfigDict:
     return c
 
 
-def vision() -> dict:
+def nfnet_f6() -> dict:
+    return dict(image_size=320, depths=(7, 14, 42, 21), widths=(256, 512, 1536, 1536), dtype="bfloat16")
+
+
+def vit_l14() -> dict:
     return dict(image_size=224, patch_size=14, num_layers=24,
                 block=dict(embed_dim=1024, num_heads=16, mlp_dim=4096, activation="quick_gelu", dtype="bfloat16"))
 
 
-def resampler() -> dict:
-    return dict(input_dim=1024, embed_dim=1536, num_latents=64, num_layers=6, num_heads=16, head_dim=128, mlp_dim=6144,
-                activation="squared_relu", num_frames=8, dtype="bfloat16")
+def resampler(input_dim: int) -> dict:
+    return dict(input_dim=input_dim, embed_dim=1536, num_latents=64, num_layers=6, num_heads=16, head_dim=128,
+                mlp_dim=6144, activation="squared_relu", num_frames=8, dtype="bfloat16")
 
 
 def language_model(v: dict) -> dict:
@@ -79,16 +85,17 @@ def cross_attention(v: dict) -> dict:
                 mlp_dim=4 * v["embed_dim"], activation="squared_relu", dtype="bfloat16")
 
 
-def data(rows: int) -> dict:
+def data(rows: int, size: int) -> dict:
     """Four data sets, whose weighted gradients add up in every update (section 2.4); `rows` times those of the 3B."""
+    image = dict(size=size, policy="pad", fill=(123, 117, 104), video=dict(rate=1.0))      # videos at 1 fps (B.1.2)
     return dict(
         tokenizer="pretrained/chinchilla_tokenizer", specials=SPECIALS, workers=8,
         sets=dict(
-            m3w=data_set("m3w", batch_size=256 * rows, loss_weight=1.0, seq_len=256, images_per_row=5,
+            m3w=data_set("m3w", batch_size=256 * rows, loss_weight=1.0, image=image, seq_len=256, images_per_row=5,
                          too_long="window", template_options=dict(bos="<BOS>", p_next=0.5)),
-            align=pairs("align", batch_size=512 * rows, loss_weight=0.2),
-            ltip=pairs("ltip", batch_size=512 * rows, loss_weight=0.2),
-            vtp=pairs("vtp", batch_size=64 * rows, loss_weight=0.03, frames=8),
+            align=pairs("align", batch_size=512 * rows, loss_weight=0.2, image=image),
+            ltip=pairs("ltip", batch_size=512 * rows, loss_weight=0.2, image=image),
+            vtp=pairs("vtp", batch_size=64 * rows, loss_weight=0.03, image=image, frames=8),
         ))
 
 
@@ -99,4 +106,4 @@ def pairs(name: str, **fields) -> dict:
 
 
 def data_set(name: str, **fields) -> dict:
-    return dict(sources=(dict(path=f"data/{name}"),), image=IMAGE, template="flamingo", **fields)
+    return dict(sources=(dict(path=f"data/{name}"),), template="flamingo", **fields)

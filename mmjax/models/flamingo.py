@@ -17,8 +17,9 @@ from mmjax.parts import flops
 from mmjax.parts.decoder import Decoder, DecoderConfig, empty_cache, row_lengths, text_example
 from mmjax.parts.gated_xattn import GatedXAttn, GatedXAttnConfig
 from mmjax.parts.perceiver import PerceiverConfig, PerceiverResampler
+from mmjax.parts.vision_tower import VisionConfig, vision_tower
 from mmjax.parts.visual import encode_frames, visual_tokens
-from mmjax.parts.vit import ViT, ViTConfig, pooled_features
+from mmjax.parts.vit import pooled_features
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class FlamingoConfig:
         xattn_offset: the first block that has one before it: 0 as published, n - 1 as in OpenFlamingo.
     """
 
-    vision: ViTConfig
+    vision: VisionConfig
     resampler: PerceiverConfig
     lm: DecoderConfig
     xattn: GatedXAttnConfig
@@ -43,7 +44,7 @@ class FlamingoConfig:
 
     def __post_init__(self):
         widths = {
-            "resampler.input_dim": (self.resampler.input_dim, "vision.block.embed_dim", self.vision.block.embed_dim),
+            "resampler.input_dim": (self.resampler.input_dim, "vision.output_dim", self.vision.output_dim),
             "xattn.visual_dim": (self.xattn.visual_dim, "resampler.embed_dim", self.resampler.embed_dim),
             "xattn.embed_dim": (self.xattn.embed_dim, "lm.block.embed_dim", self.lm.block.embed_dim),
         }
@@ -76,7 +77,7 @@ class Flamingo:
 
     def __init__(self, config: FlamingoConfig):
         self.config = config
-        self.vision = ViT(config.vision, parent=None)
+        self.vision = vision_tower(config.vision)
         self.resampler = PerceiverResampler(config.resampler, parent=None)
         self.xattn = GatedXAttn(config.xattn, parent=None)
         self.lm = Decoder(config.lm, parent=None)
@@ -149,7 +150,7 @@ class Flamingo:
         between = to_visual or trains("xattn")
         count = num_hooks(c.lm.num_layers, c.xattn_every, c.xattn_offset)
         return {
-            "vision": flops.vit(c.vision, work.frames, trains),
+            "vision": flops.vision(c.vision, work.frames, trains),
             "resampler": flops.perceiver(c.resampler, features, work.items, trains("resampler"), trains("vision")),
             "xattn": flops.gated_xattn(c.xattn, count, work, c.resampler.num_latents, trains("xattn"), to_visual),
             "lm": flops.decoder(c.lm, work, trains("lm"), between, untouched=c.xattn_offset),

@@ -6,7 +6,7 @@ activations, squeeze-and-excite, and a learned gain that opens every residual br
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,7 @@ class NFNetConfig:
         pixel_mean, pixel_std: normalisation of RGB in [0, 1].
         remat: what the backward pass recomputes, see `layers.stack.REMAT_POLICIES`.
         dtype: compute dtype.
+        budget: images of a batch that go through the tower at a time; see `ViTConfig`.
     """
 
     image_size: int = 320
@@ -60,6 +61,8 @@ class NFNetConfig:
     pixel_std: tuple[float, float, float] = IMAGENET_STD
     remat: str = "full"
     dtype: str = "float32"
+    budget: int = 0
+    class_token: ClassVar[bool] = False
 
     def __post_init__(self):
         if self.activation not in ("gelu", "gelu_tanh"):
@@ -72,6 +75,11 @@ class NFNetConfig:
             if int(width * self.bottleneck) % self.group_size:
                 raise ValueError(f"widths={self.widths} times bottleneck={self.bottleneck} must be multiples of "
                                  f"group_size={self.group_size}")
+
+    @property
+    def output_dim(self) -> int:
+        """D, width of the output tokens."""
+        return self.num_features
 
     @property
     def num_tokens(self) -> int:

@@ -5,7 +5,7 @@ before a convolution, batch norms.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ class ResNetConfig:
         pixel_mean, pixel_std: normalisation of RGB in [0, 1]; CLIP's by default.
         remat: what the backward pass recomputes, see `layers.stack.REMAT_POLICIES`.
         dtype: compute dtype.
+        budget: images of a batch that go through the tower at a time; see `ViTConfig`.
     """
 
     image_size: int = 224
@@ -41,6 +42,8 @@ class ResNetConfig:
     pixel_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     remat: str = "full"
     dtype: str = "float32"
+    budget: int = 0
+    class_token: ClassVar[bool] = False
 
     def __post_init__(self):
         if self.image_size % STRIDE:
@@ -52,6 +55,11 @@ class ResNetConfig:
     def num_features(self) -> int:
         """D, width of the output."""
         return self.width * EXPANSION * 2 ** (len(self.depths) - 1)
+
+    @property
+    def output_dim(self) -> int:
+        """D, width of the output tokens."""
+        return self.num_features
 
     @property
     def num_tokens(self) -> int:

@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from mmjax.parallel import layout, num_row_parts, reshape, shard, tower
-from mmjax.parts.vit import ViT
 
 Encode = Callable[[jax.Array], jax.Array]
 
@@ -74,7 +74,7 @@ def _check(size: int, budget: int) -> None:
                          f"data x fsdp; try {max(budget // parts, 1) * parts} or {(budget // parts + 1) * parts}")
 
 
-def encode_frames(vision: ViT, params: Any, items: jax.Array) -> jax.Array:
+def encode_frames(vision: nn.Module, params: Any, items: jax.Array) -> jax.Array:
     """Runs the tower over every frame of visual items: uint8[N, F, H, W, 3] -> float[N, F, P, D]."""
     n, f = items.shape[:2]
     with tower("vision"):

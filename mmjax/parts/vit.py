@@ -79,6 +79,11 @@ class ViTConfig:
         return self.image_size // self.patch_size
 
     @property
+    def output_dim(self) -> int:
+        """D, width of the output tokens."""
+        return self.block.embed_dim
+
+    @property
     def num_tokens(self) -> int:
         """Output tokens per image: patches and the class token."""
         return self.grid**2 + self.class_token
@@ -178,6 +183,6 @@ def _mask(batch_size: int, num_tokens: int, prefix: jax.Array | None) -> Interva
     return masks.prefix(shard(jnp.ones((batch_size, num_tokens), jnp.int32), "batch", None), prefix[:, None])
 
 
-def pooled_features(tower: ViT, params: Any, images: jax.Array) -> jax.Array:
+def pooled_features(tower: nn.Module, params: Any, images: jax.Array) -> jax.Array:
     """Mean of the tower's output tokens, uint8[N, H, W, 3] -> float32[N, D]: what retrieval compares."""
     return tower.apply({"params": params}, images).astype(jnp.float32).mean(axis=1)

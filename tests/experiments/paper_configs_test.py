@@ -115,6 +115,16 @@ def test_parameters_against_the_published_table(system, args, table):
 
 
 @pytest.mark.quick
+def test_flamingo_has_the_papers_own_tower():
+    """NFNet-F6: 435M in table 5. The rest of the model, but for the resampler's input, does not change."""
+    (_, config), (_, other) = *load("flamingo", "3b_nfnet"), *load("flamingo", "3b")
+    shapes, others = (shapes_of(build("flamingo", c.model)) for c in (config, other))
+    assert size(shapes["vision"]) == 435_286_116 and round(size(shapes["vision"]) / 1e6) == 435
+    assert size(shapes["resampler"]) - size(others["resampler"]) == (3072 - 1024) * 1536
+    assert {s.image.size for s in config.data.sets.values()} == {320}
+
+
+@pytest.mark.quick
 def test_kosmos1_is_kosmos2_but_for_the_vocabulary():
     assert KOSMOS1["total"][1] + (KOSMOS2_VOCAB - 64_007) * 2048 == KOSMOS2_TOTAL
 

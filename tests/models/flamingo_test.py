@@ -11,6 +11,8 @@ import tiny_systems
 
 from mmjax.models import build
 from mmjax.models.flamingo import FlamingoConfig
+from mmjax.parts import flops
+from mmjax.parts.nfnet import NFNetConfig
 
 # Row 0: text, two images in one document, then a document with one. Row 1: text alone, then an image at once.
 ROWS = [["tttittitt", "titt"], ["ttttt", "ittt"]]
@@ -128,7 +130,7 @@ def test_config_mistakes_are_named():
     resampler, xattn = tiny_systems.RESAMPLER, tiny_systems.XATTN
     change = dataclasses.replace
     mistakes = (
-        (dict(resampler=change(resampler, input_dim=8)), "resampler.input_dim=8 must equal vision.block.embed_dim=16"),
+        (dict(resampler=change(resampler, input_dim=8)), "resampler.input_dim=8 must equal vision.output_dim=16"),
         (dict(xattn=change(xattn, visual_dim=25)), "xattn.visual_dim=25 must equal resampler.embed_dim=24"),
         (dict(xattn=change(xattn, embed_dim=8)), "xattn.embed_dim=8 must equal lm.block.embed_dim=32"),
         (dict(xattn_every=0), "xattn_every=0 must be at least 1"),
@@ -137,3 +139,19 @@ def test_config_mistakes_are_named():
     for fields, message in mistakes:
         with pytest.raises(ValueError, match=message):
             FlamingoConfig(**dict(vision=vision, resampler=resampler, lm=lm, xattn=xattn) | fields)
+
+
+def test_the_papers_tower_of_convolutions():
+    """An NFNet in place of the ViT: gradients reach what trains, and images that change the loss by their pixels."""
+    tower = NFNetConfig(IMAGE := tiny_systems.IMAGE_SIZE, (1, 1), (8, 16), 8, 4, num_features=16, remat="none")
+    model = build("flamingo", tiny_systems.config("flamingo", vision=tower))
+    params = tiny_systems.random_params(model)
+    params["vision"] = jax.tree.map(lambda x: 5 * x, params["vision"])      # gains of 0.2 let nothing through
+    batch = tiny_systems.make_batch("flamingo", [["titt", "tit"], ["ttit"]], 12, 2)
+    step = jax.jit(jax.value_and_grad(lambda p, b: model.loss(p, b)[0]))
+    loss, gradient = step(params, batch)
+    other, _ = step(params, batch._replace(images=255 - batch.images))
+    assert np.isfinite(loss) and abs(loss - other) > 1e-4
+    assert all(np.any(x) for x in jax.tree.leaves(gradient["vision"]))
+    work = flops.Work(tokens=10, pairs=30, items=2, frames=2, reads=6)
+    assert model.flops(work, lambda part: part != "lm")["vision"].forward > 2 * IMAGE**2
