@@ -11,7 +11,7 @@ from mmjax.cli.params import abstract_mesh
 from mmjax.training.step import make_plan
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = ("benchmarks", "plans")        # folders of programs; the others hold one system's configs each
+SCRIPTS = ("benchmarks", "data", "plans")        # folders of programs; the others hold one system's configs each
 FILES = sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("experiments/*/*.py")
                if file.parent.name not in SCRIPTS)
 
