@@ -3,7 +3,6 @@ import json
 import pickle
 import tarfile
 
-import numpy as np
 import pytest
 
 from mmjax.data.documents import Document, DocumentError, Image, Text
@@ -101,9 +100,3 @@ def test_addresses_with_one_digest_are_told_apart(tmp_path, monkeypatch):
     (tmp_path / "a.tsv").write_text(f"c\t{url(1)}\n", "utf-8")
     with pytest.raises(DocumentError, match="have one digest"):
         open_source("cc3m", tmp_path / "a.tsv", images=images)[0]
-
-
-def test_images_are_found_by_digest(tmp_path):
-    images = fetched.FetchedImages(fetch(tmp_path, [url(i) for i in (3, 1, 3)], stats=False))
-    found = images.look_up(np.array([fetched.digest(url(i)) for i in (1, 2, 3)]))
-    assert found.tolist() == [1, -1, 0] and images[1] == Document((image(url(1)),), url(1))
