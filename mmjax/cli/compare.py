@@ -31,6 +31,8 @@ def compare(model: Pretrained, folder: Path) -> float:
     Raises:
         ImportError: if torch or transformers is not installed.
     """
+    if model.kind == "open_clip":
+        raise ValueError("--compare runs transformers, which does not read open_clip's folders")
     reference = _reference(FORMATS[model.kind].architecture, folder)
     inputs, ours = RUNS[type(model.config)](model.config, model.params)
     theirs = reference(inputs)

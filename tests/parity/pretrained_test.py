@@ -13,17 +13,20 @@ import pytest
 from mmjax.checkpoint.convert.adapter import read_adapter, save_adapter
 from mmjax.checkpoint.convert.pretrained import Pretrained, differences, from_pretrained, save_pretrained
 from mmjax.checkpoint.paths import flatten, nest
-from mmjax.cli.compare import _batch, compare
+from mmjax.cli.compare import _batch, _normalized, _pixels, _tokens, compare
 from mmjax.cli.main import main
 from mmjax.layers.low_rank import LowRank, is_adapter
 from mmjax.models import LanguageConfig, build
+from mmjax.models.clip import Clip
 from mmjax.parallel import make_mesh
 
 if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
     pytest.skip("needs torch and transformers; see tests/parity/requirements.txt", allow_module_level=True)
 
 import references as ref  # noqa: E402
+import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
+from open_clip.model import CLIP  # noqa: E402
 
 hf = ref.transformers
 WIDE = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
@@ -150,3 +153,38 @@ def test_peft_loads_the_adapters_that_a_run_trained(tmp_path):
     assert again.keys() == flat.keys() | connector.keys()
     for path, x in (flat | connector).items():
         np.testing.assert_array_equal(again[path], x)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_folders_of_open_clip(tmp_path, quick):
+    """open_clip's own layout: its config file, its names; same outputs, and back bit for bit."""
+    torch.manual_seed(0)
+    config = dict(embed_dim=20, quick_gelu=quick,
+                  vision_cfg=dict(image_size=24, patch_size=8, width=32, layers=2, head_width=16, mlp_ratio=3.0),
+                  text_cfg=dict(context_length=12, vocab_size=40, width=24, heads=3, layers=2))
+    module = CLIP(**config).eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.3)
+        module.logit_scale.fill_(1.5)
+    (tmp_path / "theirs").mkdir()
+    published = dict(model_cfg=config, preprocess_cfg=dict(mean=[0.5] * 3, std=[0.5] * 3))
+    (tmp_path / "theirs" / "open_clip_config.json").write_text(json.dumps(published))
+    tensors = {name: x.contiguous() for name, x in module.state_dict().items() if name != "attn_mask"}
+    safetensors.torch.save_file(tensors, tmp_path / "theirs" / "open_clip_model.safetensors")
+    model = from_pretrained(tmp_path / "theirs")
+    c = model.config.vision
+    tokens, pixels = _tokens(40, 39, 12), _pixels(24)
+    clip = Clip(model.config)
+    images, texts = clip.image_features(model.params, pixels), clip.text_features(model.params, _batch(tokens))
+    with torch.no_grad():
+        x = torch.from_numpy(_normalized(pixels, c))
+        want = [f(y, normalize=True).numpy() for f, y in ((module.encode_image, x),
+                                                          (module.encode_text, torch.from_numpy(tokens)))]
+    for got, expected in zip((images, texts), want, strict=True):
+        np.testing.assert_allclose(got, expected, atol=2e-5 * np.abs(expected).max())
+    save_pretrained(tmp_path / "ours", model)
+    again = safetensors.torch.load_file(tmp_path / "ours" / "open_clip_model.safetensors")
+    assert again.keys() == tensors.keys() and all(torch.equal(again[name], x) for name, x in tensors.items())
+    save_pretrained(tmp_path / "anew", model._replace(published={}))
+    assert not differences(from_pretrained(tmp_path / "anew").config, model.config)

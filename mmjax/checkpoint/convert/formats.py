@@ -6,11 +6,11 @@ Source: the configuration classes of Hugging Face transformers, whose defaults s
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from mmjax.checkpoint.convert import text_towers, transformers_language, transformers_vision
+from mmjax.checkpoint.convert import open_clip_vision, text_towers, transformers_language, transformers_vision
 from mmjax.checkpoint.convert.config_table import ConfigTable, Field
 from mmjax.checkpoint.convert.forms import batched
 from mmjax.checkpoint.convert.table import Entry, Table, under
-from mmjax.checkpoint.convert.weights import WeightsError
+from mmjax.checkpoint.convert.weights import CONFIG, WEIGHTS, WeightsError
 from mmjax.models.clip import ClipConfig
 from mmjax.parts.decoder import DecoderConfig
 from mmjax.parts.encoder_decoder import EncoderDecoderConfig
@@ -18,6 +18,7 @@ from mmjax.parts.text_tower import TextTowerConfig
 from mmjax.parts.vision_head import VisionHeadConfig
 from mmjax.parts.vit import ViTConfig
 
+OPEN_CLIP_CONFIG = "open_clip_config.json"
 HALF = (0.5, 0.5, 0.5)
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 THETA = ("rope_parameters.rope_theta", "rope_theta")
@@ -31,12 +32,26 @@ class Format(NamedTuple):
         config: how its config is published.
         entries: our config -> the names of its parameters.
         ignored: names of tensors that hold no parameters.
+        config_file, weights_file: names in its folder.
     """
 
     architecture: str
     config: ConfigTable
     entries: Callable[[Any], tuple[Entry, ...]]
     ignored: tuple[str, ...] = ()
+    config_file: str = CONFIG
+    weights_file: str = WEIGHTS
+
+    def read(self, published: dict[str, Any], where: str) -> Any:
+        """Our config; see `ConfigTable.read`."""
+        return self.config.read(spread(published) if self.config_file == OPEN_CLIP_CONFIG else published, where)
+
+    def write(self, config: Any) -> dict[str, Any]:
+        """The published config; see `ConfigTable.write`."""
+        published = self.config.write(config)
+        if self.config_file == OPEN_CLIP_CONFIG:
+            return gather(published, config)
+        return {"architectures": [self.architecture], **published}
 
     def table(self, config: Any) -> Table:
         tied = transformers_language.TIED_HEAD if getattr(config, "tie_embeddings", False) else ()
@@ -202,6 +217,64 @@ def siglip(c: ClipConfig) -> tuple[Entry, ...]:
             Entry("log_scale", "logit_scale", batched), Entry("bias", "logit_bias", batched))
 
 
+_SHARED = ("embed_dim", "quick_gelu")        # what open_clip says once for both towers
+
+
+def spread(published: dict[str, Any]) -> dict[str, Any]:
+    """`open_clip_config.json` with what it says once said in both towers."""
+    c = published["model_cfg"]
+    shared = {name: c[name] for name in _SHARED if name in c}
+    return {name: {**c.get(name, {}), **shared} for name in ("vision_cfg", "text_cfg")} | {
+        name: value for name, value in c.items() if name not in ("vision_cfg", "text_cfg")}
+
+
+def gather(published: dict[str, Any], config: ClipConfig) -> dict[str, Any]:
+    """The inverse of `spread`, with the normalisation of images."""
+    shared = {name: published["text_cfg"][name] for name in _SHARED}
+    towers = {part: {k: v for k, v in published[part].items() if k not in _SHARED}
+              for part in ("vision_cfg", "text_cfg")}
+    pixels = dict(mean=list(config.vision.pixel_mean), std=list(config.vision.pixel_std))
+    return {"model_cfg": shared | towers, "preprocess_cfg": pixels}
+
+
+def _open_clip_tower(config: type, *fields: Field, **theirs: tuple[Any, ...]) -> ConfigTable:
+    """What open_clip's towers share: feed-forward networks by ratio, one switch for the activation."""
+    common = (
+        Field("width", "block.embed_dim", 768 if config is ViTConfig else 512), Field("layers", "num_layers", 12),
+        Field("mlp_ratio", "block.mlp_dim", 4.0, load=lambda ratio, c: int(c["width"] * ratio),
+              store=lambda dim, c: dim / c.block.embed_dim),
+        Field("quick_gelu", "block.activation", False, load=lambda quick, _: "quick_gelu" if quick else "gelu",
+              store=lambda name, _: name == "quick_gelu"))
+    same = {name: (None,) for name in ("norm_kwargs", "act_kwargs", "ls_init_value")}
+    return ConfigTable(config, (*common, *fields), theirs=theirs | same)
+
+
+OPEN_CLIP = ConfigTable(
+    ClipConfig, ours={"loss": "softmax"}, theirs={"custom_text": (None, False), "multimodal_cfg": (None,)},
+    parts={
+        "vision": ("vision_cfg", _open_clip_tower(
+            ViTConfig, Field("image_size", "image_size", 224), Field("patch_size", "patch_size", 16),
+            Field("head_width", "block.num_heads", 64, load=lambda head, c: c["width"] // head,
+                  store=lambda heads, c: c.block.embed_dim // heads),
+            pool_type=("tok", None), attentional_pool=(None, False), timm_model_name=(None,), no_ln_pre=(None, False),
+            final_ln_after_pool=(None, False), pos_embed_type=(None, "learnable"))),
+        "text": ("text_cfg", _open_clip_tower(
+            TextTowerConfig, Field("context_length", "max_positions", 77), Field("vocab_size", "vocab_size", 49_408),
+            Field("heads", "block.num_heads", 8), Field("embed_dim", "output_dim"),
+            pool_type=("argmax", None), hf_model_name=(None,), no_causal_mask=(None, False), embed_cls=(None, False),
+            proj_bias=(None, False), proj_type=("linear", None))),
+        "head": ("vision_cfg", ConfigTable(
+            VisionHeadConfig, (Field("width", "input_dim", 768), Field("embed_dim", "output_dim")),
+            {"norm_eps": 1e-5}))})
+
+
+def open_clip(c: ClipConfig) -> tuple[Entry, ...]:
+    """open_clip's `CLIP` with a ViT, and OpenAI's."""
+    return (*under("vision/", "visual.", open_clip_vision.vit_tower(c.vision)),
+            *under("head/", "visual.", open_clip_vision.vit_head()),
+            *under("text/", "", text_towers.open_clip(c.text)), Entry("log_scale", "logit_scale"))
+
+
 _LANGUAGE = transformers_language.IGNORED
 _VISION = transformers_vision.IGNORED
 FORMATS: dict[str, Format] = {
@@ -216,6 +289,8 @@ FORMATS: dict[str, Format] = {
     "clip": Format("CLIPModel", CLIP, clip, _VISION),
     "clip_vision_model": Format("CLIPVisionModel", CLIP_VISION, transformers_vision.clip_tower, _VISION),
     "siglip": Format("SiglipModel", SIGLIP, siglip, _VISION),
+    "open_clip": Format("CLIP", OPEN_CLIP, open_clip, text_towers.IGNORED, OPEN_CLIP_CONFIG,
+                        "open_clip_model.safetensors"),
 }
 
 
@@ -225,7 +300,7 @@ def find(published: dict[str, Any], where: str) -> tuple[str, Format]:
     Raises:
         WeightsError: if it has none, or an unknown one; lists what is known.
     """
-    kind = published.get("model_type")
+    kind = "open_clip" if "model_cfg" in published else published.get("model_type")
     if kind not in FORMATS:
         raise WeightsError(f"{where} has model_type={kind!r}, which cannot be read; known: {', '.join(FORMATS)}")
     return kind, FORMATS[kind]

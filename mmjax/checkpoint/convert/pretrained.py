@@ -50,8 +50,14 @@ class Pretrained(NamedTuple):
 
 def is_published(folder: str | os.PathLike) -> bool:
     """Whether a folder holds a published model, and not a run: its `config.json` has a `model_type`."""
-    path = Path(folder).expanduser() / CONFIG
-    return path.is_file() and "model_type" in read_json(path)
+    path = config_path(folder)
+    return path.is_file() and not {"model_type", "model_cfg"}.isdisjoint(read_json(path))
+
+
+def config_path(folder: str | os.PathLike) -> Path:
+    """The config of a folder: `config.json`, or open_clip's own where that is not there."""
+    path, other = (Path(folder).expanduser() / name for name in (CONFIG, formats.OPEN_CLIP_CONFIG))
+    return other if other.is_file() and not path.is_file() else path
 
 
 def read_config(folder: str | os.PathLike) -> tuple[str, Any, dict[str, Any]]:
@@ -60,13 +66,13 @@ def read_config(folder: str | os.PathLike) -> tuple[str, Any, dict[str, Any]]:
     Raises:
         WeightsError: if there is no config.json, its architecture is unknown, or has options that we do not compute.
     """
-    path = Path(folder).expanduser() / CONFIG
+    path = config_path(folder)
     if not path.parent.is_dir():
         raise WeightsError(f"{path.parent} is not a folder; give the one that holds {CONFIG}")
     published = read_json(path)
     kind, form = formats.find(published, str(path))
     try:
-        return kind, form.config.read(published, str(path)), published
+        return kind, form.read(published, str(path)), published
     except WeightsError:
         raise
     except (KeyError, TypeError, ValueError) as error:
@@ -110,14 +116,15 @@ def save_pretrained(folder: str | os.PathLike, model: Pretrained, source: str | 
         WeightsError: if the folder is not empty, or the format cannot say the config.
     """
     form = formats.FORMATS[model.kind]
-    published = model.published or {
-        "architectures": [form.architecture], "model_type": model.kind, **form.config.write(model.config)}
+    published = model.published or form.write(model.config)
+    if form.config_file == CONFIG:
+        published = published | {"model_type": model.kind}
     sizes, tensor = streaming.pieces(form.table(model.config), model.params)
-    files = {CONFIG: (json.dumps(published, indent=2) + "\n").encode()}
+    files = {form.config_file: (json.dumps(published, indent=2) + "\n").encode()}
     if source is not None:
         beside = [Path(source) / name for name in TOKENIZER_FILES]
         files |= {path.name: path.read_bytes() for path in beside if path.is_file()}
-    write_folder(folder, sizes, tensor, files, max_shard_bytes)
+    write_folder(folder, sizes, tensor, files, max_shard_bytes, form.weights_file)
 
 
 def read_part(folder: str | os.PathLike, part: str, config: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import safetensors
 from safetensors.numpy import save_file
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+SINGLE = (WEIGHTS, "open_clip_model.safetensors")
 MAX_JSON_BYTES = 64 << 20
 _PICKLES = {b"\x80": "a pickle", b"PK": "a zip archive, as torch.save writes pickles"}
 _PICKLE_NAMES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -63,10 +64,10 @@ class WeightFolder:
                 yield name, tensor
 
     def _single(self) -> dict[str, list[str]]:
-        path = self.path / WEIGHTS
-        if path.is_file():
-            with opened(path) as tensors:
-                return {WEIGHTS: list(tensors.keys())}
+        for name in SINGLE:
+            if (self.path / name).is_file():
+                with opened(self.path / name) as tensors:
+                    return {name: list(tensors.keys())}
         found = sorted(p.name for pattern in _PICKLE_NAMES for p in self.path.glob(pattern))
         if found:
             raise WeightsError(f"{self.path} has no {WEIGHTS}, only {found[0]}: reading a pickle can run any program, "
@@ -115,7 +116,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_folder(folder: str | os.PathLike, sizes: Mapping[str, int], tensor: Callable[[str], np.ndarray],
-                 files: Mapping[str, bytes], max_shard_bytes: int = 5_000_000_000) -> None:
+                 files: Mapping[str, bytes], max_shard_bytes: int = 5_000_000_000, single: str = WEIGHTS) -> None:
     """Writes tensors and other files as a folder that appears when it is complete.
 
     Args:
@@ -124,6 +125,7 @@ def write_folder(folder: str | os.PathLike, sizes: Mapping[str, int], tensor: Ca
         tensor: gives a tensor by name; one shard of them is held at a time.
         files: what else the folder has, by name.
         max_shard_bytes: of tensors in a file; a larger one has a file of its own.
+        single: name of the file if one is enough.
 
     Raises:
         WeightsError: if the folder holds anything.
@@ -137,7 +139,7 @@ def write_folder(folder: str | os.PathLike, sizes: Mapping[str, int], tensor: Ca
     try:
         where = {}
         for number, names in enumerate(shards, 1):
-            file = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+            file = single if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
             save_file({name: tensor(name) for name in names}, draft / file, metadata={"format": "pt"})
             where |= dict.fromkeys(names, file)
         if len(shards) > 1:
