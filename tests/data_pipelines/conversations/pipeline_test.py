@@ -11,7 +11,7 @@ pytest.importorskip("apache_beam", reason="needs the extra [pipelines]")
 
 from data_pipelines import shards  # noqa: E402
 from data_pipelines.conversations import pipeline  # noqa: E402
-from mmjax.data.sources import FORMATS, open_source  # noqa: E402
+from mmjax.data.sources import open_source  # noqa: E402
 
 
 def png(seed: int) -> bytes:
@@ -20,7 +20,6 @@ def png(seed: int) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.skipif("llava" not in FORMATS, reason="mmjax.data.sources reads no llava yet")
 def test_conversations(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(png(0))

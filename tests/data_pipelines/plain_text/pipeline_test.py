@@ -8,10 +8,9 @@ pytest.importorskip("apache_beam", reason="needs the extra [pipelines]")
 
 from data_pipelines import shards  # noqa: E402
 from data_pipelines.plain_text import pipeline  # noqa: E402
-from mmjax.data.sources import FORMATS, open_source  # noqa: E402
+from mmjax.data.sources import open_source  # noqa: E402
 
 
-@pytest.mark.skipif("text" not in FORMATS, reason="mmjax.data.sources reads no text yet")
 def test_plain_text(tmp_path):
     good = " ".join(f"word{k}" for k in range(30))
     with open(tmp_path / "a.jsonl", "w", encoding="utf-8") as f:
