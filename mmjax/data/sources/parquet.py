@@ -33,9 +33,9 @@ class ParquetTable:
         self.file, parquet = file, require("pyarrow.parquet")
         try:
             metadata = parquet.read_metadata(file)
-        except (OSError, require("pyarrow").ArrowException) as e:
+            names = metadata.schema.to_arrow_schema().names
+        except (OSError, UnicodeDecodeError, require("pyarrow").ArrowException) as e:
             raise BadShard(f"{file} is not a complete parquet file (truncated or unreadable): {e}", 0) from e
-        names = metadata.schema.to_arrow_schema().names
         if missing := [name for name in needed if name not in names]:
             raise DocumentError(f"{file} has no column {missing[0]!r}; it has {', '.join(names)}")
         self._columns = [name for name in (*needed, *wanted) if name in names]

@@ -62,7 +62,10 @@ def shards_of(folder: str | os.PathLike, split: str) -> dict[str, int]:
     if split not in info.splits:
         raise DocumentError(f"{folder} has no split {split!r}; it has {', '.join(info.splits)}")
     chosen = info.splits[split]
-    return dict(zip(map(str, chosen.filepaths), chosen.shard_lengths, strict=True))
+    try:
+        return dict(zip(map(str, chosen.filepaths), chosen.shard_lengths, strict=True))
+    except ValueError as e:
+        raise DocumentError(f"{folder} has a dataset_info.json that does not name the shards of {split!r}: {e}") from e
 
 
 def features_of(folder: str | os.PathLike, fields: Sequence[str], key: str = "") -> Any:

@@ -70,3 +70,12 @@ def test_without_pyarrow_the_extra_is_named(file, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
     with pytest.raises(ImportError, match="needs pyarrow, .* pip install 'mmjax.data.'"):
         ParquetTable(file, ("n",))
+
+
+def test_a_damaged_footer_names_the_file(file):
+    with open(file, "r+b") as f:
+        data = f.read()
+        f.seek(0)
+        f.write(data.replace(b"other", b"\xf4ther"))
+    with pytest.raises(BadShard, match="a.parquet is not a complete parquet file"):
+        ParquetTable(file, ("n",))

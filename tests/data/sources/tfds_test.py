@@ -79,6 +79,14 @@ def test_wrong_names_and_folders(tmp_path):
         open_source("tfds", tmp_path / "data")
 
 
+def test_a_damaged_description_names_the_folder(tmp_path):
+    write(tmp_path)
+    info = tmp_path / "dataset_info.json"
+    info.write_text(info.read_text().replace("{SHARD_", "{WHARD_"))
+    with pytest.raises(DocumentError, match="has a dataset_info.json that does not name the shards of 'train'"):
+        open_source("tfds", tmp_path)
+
+
 def test_another_file_format_is_refused(tmp_path):
     write(tmp_path)
     info = tmp_path / "dataset_info.json"
