@@ -51,8 +51,10 @@ def test_each_answer_has_the_share_of_people_who_gave_it_as_its_weight(folder):
     assert list(open_vqa(folder, QUESTIONS, answers, answers="each")) == [
         document(3, "is it {red}?", "no", "31/0"), document(12, "what?", "cat", "120/0", 0.25),
         document(12, "what?", "dog", "120/1", 0.75)]
-    changed = [annotation(120, "cat"), annotation(31, "no")]
-    assert len(open_vqa(folder, QUESTIONS, changed, answers="each")) == 2      # the kept counts are of other answers
+    (folder / "fewer.json").write_text(json.dumps(dict(annotations=[annotation(120, "cat"), annotation(31, "no")])))
+    fewer = open_source("vqa", folder / "questions.json", annotations=str(folder / "fewer.json"), images=str(folder),
+                        image_name="COCO_{image_id:012d}.jpg", answers="each")
+    assert len(fewer) == 2                              # the counts that are kept are of other answers
 
 
 def test_patterns_of_questions_and_answers(folder):
