@@ -139,7 +139,7 @@ class FileSource(Sequence[Document]):
                 raise _with_counts(e, file, expected) from e
             lost = expected if expected is not None else getattr(e, "found", None) or 0
             self.dropped["shard damaged"] += lost
-            self._fingerprint.append(file_fingerprint(file))
+            self._fingerprint.append(_fingerprint_if_readable(file))
             logging.warning("left out the whole of %s with %s documents: %s", file, lost or "an unknown number of", e)
             return
         self.files.append(file)
@@ -221,6 +221,14 @@ def sample_digest(file: str) -> str:
 def file_fingerprint(file: str, documents: int = 0) -> list[Any]:
     """[base name, size, digest, documents] of a file."""
     return [os.path.basename(file), os.path.getsize(file), sample_digest(file), documents]
+
+
+def _fingerprint_if_readable(file: str) -> list[Any]:
+    """That of a file which may be missing or closed to us; then it has no size and no digest."""
+    try:
+        return file_fingerprint(file)
+    except OSError:
+        return [os.path.basename(file), 0, "", 0]
 
 
 def require(module: str) -> ModuleType:

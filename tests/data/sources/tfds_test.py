@@ -103,6 +103,9 @@ def test_a_cut_replaced_or_missing_shard(tmp_path):
         open_source("tfds", tmp_path)
     source = open_source("tfds", tmp_path, on_bad_shard="skip")
     assert len(source) == 2 and source.dropped == {"shard damaged": 3}
+    os.unlink(shard)
+    source = open_source("tfds", tmp_path, on_bad_shard="skip")
+    assert len(source) == 2 and source.dropped == {"shard damaged": 3} and source.fingerprint()[0][1:] == [0, "", 0]
     write(tmp_path, caption="CAPTION")
     assert open_source("tfds", tmp_path).fingerprint() != first
     os.replace(write(tmp_path)[1], shard)
