@@ -8,7 +8,11 @@ import jax.numpy as jnp
 from mmjax.batch import Batch
 from mmjax.decoding.prompt import read_prompts
 from mmjax.decoding.sampling import GREEDY, SamplingConfig, sample
+from mmjax.kernels.target import platform
+from mmjax.layers import unstack
 from mmjax.models.interface import Model, Params
+
+MAX_UNSTACKED = 48      # layers; the program grows with them
 
 
 @functools.partial(jax.jit, static_argnames=("model", "max_new_tokens", "stop_ids", "sampling"))
@@ -52,6 +56,15 @@ def generate(model: Model, params: Params, batch: Batch, key: jax.Array, *, max_
         return i + 1, *put(i, logits[:, 0], tokens, lengths, running), cache
 
     logits, cache = read_prompts(model, params, batch, max_new_tokens)
+    params = _taken_apart(params)
     first = put(0, logits, jnp.zeros((b, max_new_tokens), jnp.int32), jnp.zeros(b, jnp.int32), jnp.ones(b, bool))
     _, _, tokens, lengths, _, _ = jax.lax.while_loop(proceed, step, (jnp.int32(1), *first, cache))
     return tokens, lengths
+
+
+def _taken_apart(params: Params) -> Params:
+    """On a CPU, the parameters with the language model's blocks as `unstack` gives them."""
+    blocks = params.get("lm", {}).get("blocks")
+    if platform() != "cpu" or blocks is None or jax.tree.leaves(blocks)[0].shape[0] > MAX_UNSTACKED:
+        return params
+    return {**params, "lm": {**params["lm"], "blocks": unstack(blocks)}}

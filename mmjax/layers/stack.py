@@ -7,6 +7,7 @@ language model's weights are the same tree with and without hooks.
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -108,7 +109,7 @@ def run_layers(block: Block, params: Any, x: jax.Array, mask: IntervalMask, *, r
 
     Args:
         block: the unbound block all layers share.
-        params: its parameters with a leading dimension L.
+        params: its parameters with a leading dimension L, or a tuple of those of each layer, see `unstack`.
         x: float[B, T, D].
         mask, rotary, bias: as for `Attention`, equal in all layers.
         key: dropout key, or None.
@@ -125,7 +126,9 @@ def run_layers(block: Block, params: Any, x: jax.Array, mask: IntervalMask, *, r
     Raises:
         ValueError: for hooks among blocks of two kinds, or an unknown `remat`.
     """
-    num_layers, x = jax.tree.leaves(params)[0].shape[0], shard(x, "batch", "seq", "act_embed")
+    x = shard(x, "batch", "seq", "act_embed")
+    if isinstance(params, tuple) and every is not None:
+        params = jax.tree.map(lambda *layers: jnp.stack(layers), *params)
 
     def run(block, carry, inputs):
         x, cache = carry
@@ -134,6 +137,9 @@ def run_layers(block: Block, params: Any, x: jax.Array, mask: IntervalMask, *, r
         x, cache, statistics = block.apply({"params": p}, x, mask, rotary, k, cache, i, bias, **more, method="run")
         return (x, cache), statistics
 
+    if isinstance(params, tuple):
+        return _run_each(functools.partial(run, block), (x, cache), params, hook)
+    num_layers = jax.tree.leaves(params)[0].shape[0]
     layer = _remat(functools.partial(run, block), remat)
     if every is not None:
         if hook is not None:
@@ -155,6 +161,30 @@ def run_layers(block: Block, params: Any, x: jax.Array, mask: IntervalMask, *, r
 
     carry, statistics = _run_groups(group, layer, (x, cache), layers, hook, num_layers)
     return *carry, statistics
+
+
+def unstack(params: Any) -> tuple[Any, ...]:
+    """Stacked parameters as a tuple of each layer's, for a program that runs the layers many times.
+
+    In a loop over layers XLA for CPU copies each layer's parameters out of the stack, in every run: most of the time of
+    decoding one row. Taken apart before, they are copied once. The program grows with the layers.
+    """
+    count = jax.tree.leaves(params)[0].shape[0]
+    layers = (jax.tree.map(operator.itemgetter(i), params) for i in range(count))
+    return tuple(map(jax.lax.optimization_barrier, layers))
+
+
+def _run_each(layer, carry, params: tuple[Any, ...], hook: Hook | None):
+    """Layers that were taken apart, one after another and without recomputation."""
+    statistics = []
+    for i, own in enumerate(params):
+        if hook is not None and i >= hook.offset and (i - hook.offset) % hook.every == 0:
+            which = (i - hook.offset) // hook.every
+            between = jax.tree.map(operator.itemgetter(which), hook.params)
+            carry = hook.apply(between, carry[0]), carry[1]
+        carry, more = layer(carry, (own, jnp.int32(i)))
+        statistics.append(more)
+    return *carry, jax.tree.map(lambda *layers: jnp.stack(layers), *statistics)
 
 
 def _run_groups(group, layer, carry, layers, hook: Hook, num_layers: int):
