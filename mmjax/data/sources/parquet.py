@@ -11,7 +11,7 @@ from mmjax.data.documents import DocumentError
 from mmjax.data.sources.index import file_stamp
 from mmjax.data.sources.interface import BadShard, FileSource, require
 
-_KEPT_GROUPS = 2                                # decoded row groups kept per file and process
+_KEPT_GROUPS = 4                                # decoded row groups kept per file and process; as `shuffle.WINDOW`
 _MAX_GROUP_BYTES = 4 << 30
 
 
