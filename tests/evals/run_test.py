@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from colours import LABELS
 
+from mmjax.data.templates import make_template
 from mmjax.evals import EvalConfig, run_evals
 
 
@@ -62,7 +63,7 @@ def test_samples_show_what_the_model_saw_and_said(folder, namer, writer):
 
 def test_an_answer_ends_so_that_red_does_not_beat_redder(folder, namer, writer):
     """Without the token that ends an answer, "red" could never be less likely than "redder"."""
-    no_end = dataclasses.replace(writer, template=dataclasses.replace(writer.template, eoc=""))
+    no_end = dataclasses.replace(writer, template=make_template("flamingo", eoc=""))
     assert no_end.end_ids == () and writer.candidates([" red"])[0][-1] == writer.tokenizer.id("<EOC>")
     got = run(folder, namer, writer, dict(shots=(0,), swapped=False, num_samples=20))
     assert {s.answer for s in got.samples["colours/0"] if s.truth == "redder"} == {"redder"}
