@@ -32,6 +32,10 @@ def check_fit(name: str, config: StageConfig) -> None:
         require(longest <= reader.max_positions,
                 f"{path}: documents of up to {longest} tokens are longer than "
                 f"{where}model.{part}.max_positions={reader.max_positions}; set max_tokens")
+        if getattr(config.model, "text_padding", False):
+            require(data.seq_len == reader.max_positions,
+                    f"{path}.seq_len={data.seq_len} must equal {where}model.{part}.max_positions="
+                    f"{reader.max_positions}: with text_padding the tower reads padding as text")
         if data.images_per_row:
             _check_images(path, where, data, config.model)
 

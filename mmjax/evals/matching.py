@@ -136,7 +136,7 @@ def recall(similarity: np.ndarray, right: np.ndarray, k: int) -> float:
         right: bool[N, M], at least one in each row.
     """
     best = np.where(right, similarity, -np.inf).max(1, keepdims=True)
-    return float(np.mean(((similarity >= best) & ~right).sum(1) < k))
+    return float(np.mean((~(similarity < best) & ~right).sum(1) < k))        # a NaN is before all
 
 
 def class_embeddings(config: MatchingConfig, labels: Sequence[str], model: Model, params: Params, writer: Writer
@@ -153,6 +153,8 @@ def text_features(model: Model, params: Params, writer: Writer, texts: Sequence[
     none = np.zeros((0, writer.frames, side, side, 3), np.uint8)
     encoded = [to_features(writer.template.encode(Document((Text(text),)), writer.tokenizer), none) for text in texts]
     longest = max(len(features["tokens"]) for features in encoded)
+    if getattr(model.config, "text_padding", False):        # then padding is text, and its length as in training
+        longest = model.config.text.max_positions
     for start in range(0, len(encoded), batch_size):
         rows = encoded[start:start + batch_size]
         rows += rows[-1:] * (batch_size - len(rows))

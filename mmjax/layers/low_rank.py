@@ -114,9 +114,9 @@ def _split(path: str, names: tuple[str | None, ...]) -> tuple[int, int]:
     """How many of a kernel's dimensions are stacked layers, and how many of the others inputs: N and H together are."""
     lead = int(names[0] == "layers")
     inner = names[lead:]
-    if "expert" in inner or len(inner) < 2:
+    if "expert" in inner or "vocab" in inner or not 2 <= len(inner) <= 3:
         raise ValueError(f"{path}/kernel has the dimensions {', '.join(map(str, names))}: low-rank adapters are for "
-                         "the kernels of linear maps; let the rule leave it out")
+                         "the kernels of linear maps inside the model; let the rule leave it out")
     return lead, 2 if inner[1] == "head_dim" else 1
 
 

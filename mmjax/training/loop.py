@@ -145,7 +145,7 @@ def _start(config: StageConfig, model: Model, plan: Plan, loader: Loader, workdi
         folder = Path(source).expanduser() if "/" in source else workdir.parent / source
         wanted = step_lib.subtree(plan.params, part)
         if is_adapter_folder(folder):
-            given[""] = nest(read_adapter(folder, plan.params, config.model))
+            given[""] = nest(read_adapter(folder, plan.params, config.model, config.low_rank))
         elif pretrained.is_published(folder):
             bare = nest({path: leaf for path, leaf in flatten(wanted).items() if not is_adapter(path)})
             given[part] = pretrained.read_part(folder, part, part_config(config.model, part), bare)

@@ -33,6 +33,7 @@ def test_recall_matches_a_loop():
             order = sorted(range(9), key=lambda j: (-scores[j], mine[j]))       # the wrong first
             hits += any(mine[j] for j in order[:k])
         assert recall(similarity, right, k) == hits / 30
+    assert recall(np.full((4, 4), np.nan), np.eye(4, dtype=bool), 1) == 0       # a diverged model finds nothing
 
 
 @pytest.fixture

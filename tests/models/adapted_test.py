@@ -110,3 +110,12 @@ def test_a_group_may_bound_its_parameters():
     after = optax.apply_updates(params, updates)
     np.testing.assert_allclose(after["scale"], [4.05, 1.1], rtol=1e-6)
     np.testing.assert_allclose(after["other"], [4.1], rtol=1e-6)
+
+
+@pytest.mark.quick
+def test_an_output_head_takes_no_adapter():
+    """The loss reads its kernel itself; an adapter would never learn."""
+    config = tiny_systems.config("language", lm=tiny_systems.GPT)
+    model = build("language", config, lambda path: ADAPTER if path == "lm/head/kernel" else None)
+    with pytest.raises(ValueError, match="lm/head/kernel has the dimensions embed, vocab: low-rank adapters are for"):
+        jax.eval_shape(model.init, jax.random.key(0))

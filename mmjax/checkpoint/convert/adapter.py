@@ -65,19 +65,22 @@ def is_adapter_folder(folder: str | os.PathLike) -> bool:
     return (Path(folder).expanduser() / CONFIG).is_file()
 
 
-def read_adapter(folder: str | os.PathLike, shapes: Mapping[str, Any], config: Any = None) -> dict[str, np.ndarray]:
+def read_adapter(folder: str | os.PathLike, shapes: Mapping[str, Any], config: Any = None,
+                 low_rank: Choose | None = None) -> dict[str, np.ndarray]:
     """{path: array} of what `save_adapter` wrote.
 
     Args:
         shapes: our parameters, of anything that has a shape; the folder may hold some of them only.
         config: of the system; needed for names of PEFT.
+        low_rank: which kernels have adapters here; their rank and alpha must be those of the folder.
 
     Raises:
         WeightsError: if the folder is not one, or holds what is no parameter here, or of another shape.
     """
     folder = Path(folder).expanduser()
-    read_json(folder / CONFIG)
+    said = read_json(folder / CONFIG)
     wanted, params = {p: tuple(x.shape) for p, x in flatten(shapes).items()}, {}
+    filled: dict[str, int] = {}
     with opened(folder / FILE) as tensors:
         about = tensors.metadata() or {}
         part = about.get("mmjax_part", "lm")
@@ -90,6 +93,14 @@ def read_adapter(folder: str | os.PathLike, shapes: Mapping[str, Any], config: A
                                    "rank of the config agree with those it was trained under?")
             for _, piece in load(name, place, tensor, wanted):
                 params.setdefault(path, np.empty(wanted[path], tensor.dtype))[place.index] = piece
+                filled[path] = filled.get(path, 0) + piece.size
+    for path, array in params.items():
+        if filled[path] < array.size:
+            raise WeightsError(f"{folder / FILE} has only a part of the layers of {path!r}")
+        adapter = low_rank(kernel_of(path)) if low_rank and is_adapter(path) else None
+        if adapter and (adapter.rank, adapter.alpha) != (said.get("r"), said.get("lora_alpha")):
+            raise WeightsError(f"{folder / CONFIG} has r={said.get('r')}, lora_alpha={said.get('lora_alpha')}, but the "
+                               f"rules give {path!r} rank={adapter.rank}, alpha={adapter.alpha}")
     return params
 
 

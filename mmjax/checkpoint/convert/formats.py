@@ -3,6 +3,7 @@
 Source: the configuration classes of Hugging Face transformers, whose defaults stand for absent keys.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -44,7 +45,13 @@ class Format(NamedTuple):
 
     def read(self, published: dict[str, Any], where: str) -> Any:
         """Our config; see `ConfigTable.read`."""
-        return self.config.read(spread(published) if self.config_file == OPEN_CLIP_CONFIG else published, where)
+        if self.config_file == OPEN_CLIP_CONFIG:
+            published = spread(published)
+        elif self.architecture == "CLIPModel" and "projection_dim" in published:    # what the towers say does not count
+            own = dict(projection_dim=published["projection_dim"])
+            published = published | {name: {**(published.get(name) or {}), **own}
+                                     for name in ("vision_config", "text_config")}
+        return self.config.read(published, where)
 
     def write(self, config: Any) -> dict[str, Any]:
         """The published config; see `ConfigTable.write`."""
@@ -74,7 +81,8 @@ def _decoder_fields(width="hidden_size", layers="num_hidden_layers", heads="num_
             Field(heads, "block.num_heads"), Field(positions, "max_positions"))
 
 
-_NO_SCALING = {"rope_scaling": (None,), "rope_parameters.rope_type": (None, "default")}
+_NO_SCALING = {"rope_scaling": (None,), "rope_parameters.rope_type": (None, "default"),
+               "rope_parameters.type": (None, "default")}
 _LLAMA = (
     *_decoder_fields(), Field("intermediate_size", "block.mlp_dim"), Field("rms_norm_eps", "block.norm_eps", 1e-6),
     Field("num_key_value_heads", "block.num_kv_heads", None, store=lambda _, c: c.block.heads[1]),
@@ -89,7 +97,9 @@ LLAMA = ConfigTable(DecoderConfig, _LLAMA, _LLAMA_OURS, _SILU)
 MISTRAL = ConfigTable(DecoderConfig, _LLAMA, _LLAMA_OURS, _SILU | {"sliding_window": (None,)})
 MIXTRAL = ConfigTable(
     DecoderConfig,
-    (*_LLAMA, Field("num_local_experts", "block.moe.num_experts", 8),
+    (*(dataclasses.replace(f, default={"rotary_base": 1e6, "block.norm_eps": 1e-5}.get(f.ours, f.default))
+       for f in _LLAMA),
+     Field("num_local_experts", "block.moe.num_experts", 8),
      Field("num_experts_per_tok", "block.moe.top_k", 2),
      Field("router_aux_loss_coef", "block.moe.balance_weight", 0.001)),
     _LLAMA_OURS | {"block.moe.balance": "mixtral", "block.moe.z_weight": 0.0}, _SILU | {"sliding_window": (None,)})
@@ -117,14 +127,15 @@ MPT = ConfigTable(
            store=lambda dim, c: dim // c.block.embed_dim),
      Field("layer_norm_epsilon", "block.norm_eps", 1e-5)),
     {"block.use_bias": False, "block.activation": "gelu", "positions": "alibi", "tie_embeddings": True},
-    {"no_bias": (True, None), "attn_config.alibi": (True, None), "attn_config.clip_qkv": (None,),
+    {"no_bias": (True, None), "tie_word_embeddings": (True, None), "attn_config.alibi": (True, None),
+     "attn_config.clip_qkv": (None,),
      "attn_config.qk_ln": (False, None), "attn_config.prefix_lm": (False, None),
      "attn_config.alibi_bias_max": (8, None), "attn_config.softmax_scale": (None,)})
 
 T5 = ConfigTable(
     EncoderDecoderConfig,
     (Field("vocab_size", "vocab_size"), Field("d_model", "block.embed_dim"), Field("num_layers", "num_layers"),
-     Field("num_decoder_layers", "num_decoder_layers"), Field("num_heads", "block.num_heads"),
+     Field(("num_decoder_layers", "num_layers"), "num_decoder_layers"), Field("num_heads", "block.num_heads"),
      Field("d_kv", "block.head_dim"), Field("d_ff", "block.mlp_dim"),
      Field("layer_norm_epsilon", "block.norm_eps", 1e-6),
      Field("relative_attention_num_buckets", "num_buckets", 32),
@@ -132,7 +143,8 @@ T5 = ConfigTable(
      Field("feed_forward_proj", "block.activation", "relu",
            load=lambda name, _: {"relu": "relu", "gated-gelu": "geglu_tanh"}[name],
            store=lambda name, _: {"relu": "relu", "geglu_tanh": "gated-gelu"}[name]),
-     Field("tie_word_embeddings", "tie_embeddings", True), Field("tie_word_embeddings", "scale_tied_logits", True)),
+     Field("tie_word_embeddings", "tie_embeddings", True),
+     Field(("scale_decoder_outputs", "tie_word_embeddings"), "scale_tied_logits", True)),
     {"block.norm": "rms", "block.use_bias": False, "block.attention_scale": 1.0},
     {"feed_forward_proj": ("gated-gelu", "relu", None)})
 BERT = ConfigTable(
@@ -301,6 +313,6 @@ def find(published: dict[str, Any], where: str) -> tuple[str, Format]:
         WeightsError: if it has none, or an unknown one; lists what is known.
     """
     kind = "open_clip" if "model_cfg" in published else published.get("model_type")
-    if kind not in FORMATS:
+    if not isinstance(kind, str) or kind not in FORMATS:
         raise WeightsError(f"{where} has model_type={kind!r}, which cannot be read; known: {', '.join(FORMATS)}")
     return kind, FORMATS[kind]

@@ -75,7 +75,7 @@ def read_config(folder: str | os.PathLike) -> tuple[str, Any, dict[str, Any]]:
         return kind, form.read(published, str(path)), published
     except WeightsError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path} does not describe a {kind}: {error}") from error
 
 
@@ -117,6 +117,9 @@ def save_pretrained(folder: str | os.PathLike, model: Pretrained, source: str | 
     """
     form = formats.FORMATS[model.kind]
     published = model.published or form.write(model.config)
+    if lost := differences(form.read(published, "config.json"), model.config):
+        lines = "; ".join(f"{field} would be {a!r} for {b!r}" for field, a, b in lost)
+        raise WeightsError(f"the format {model.kind!r} cannot say this config: {lines}")
     if form.config_file == CONFIG:
         published = published | {"model_type": model.kind}
     sizes, tensor = streaming.pieces(form.table(model.config), model.params)

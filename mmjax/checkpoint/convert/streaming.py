@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mmjax.checkpoint.convert.table import Place, Table, check_names, load, store
+from mmjax.checkpoint.convert.table import Place, Table, check_names, check_paths, load, store
 from mmjax.checkpoint.convert.weights import WeightFolder
 from mmjax.checkpoint.paths import flatten, nest
 
@@ -32,6 +32,7 @@ def read(folder: WeightFolder, table: Table, template: Mapping[str, Any]) -> dic
     check_names(table, folder.names, shapes)
     for name in places:
         _check_shape(name, places[name], folder.shape(name), shapes)
+    _check_tied(folder, table)
     params: dict[str, jax.Array] = {}
     for name, tensor in folder.tensors():
         if name not in places:
@@ -49,9 +50,20 @@ def read(folder: WeightFolder, table: Table, template: Mapping[str, Any]) -> dic
     return nest(params)
 
 
+def _check_tied(folder: WeightFolder, table: Table) -> None:
+    """A head that config.json says is the token table may stand in the file too, but must be equal to it."""
+    heads = [name for name in folder.names if table.ignores(name) and name.endswith("lm_head.weight")]
+    tables = [name for name, place in table.places().items() if place.entry.ours == "token_embed/table"]
+    for head in heads if tables else ():
+        if not np.array_equal(folder.read(head), folder.read(tables[0])):
+            raise ValueError(f"{folder.path}: config.json ties the output head to the token table, but {head!r} "
+                             f"differs from {tables[0]!r}; set tie_word_embeddings to false")
+
+
 def pieces(table: Table, params: Mapping[str, Any]) -> tuple[dict[str, int], Callable[[str], np.ndarray]]:
     """Published tensors from our parameters: their sizes in bytes, and a function that gives one by name."""
     arrays, places = flatten(params), table.places()
+    check_paths(table, {path: tuple(x.shape) for path, x in arrays.items()})
 
     def tensor(name: str) -> np.ndarray:
         place = places[name]

@@ -142,7 +142,7 @@ def to_theirs(table: Table, params: Any) -> dict[str, np.ndarray]:
         ValueError: if a parameter has no entry or an entry no parameter.
     """
     arrays = flatten(params)
-    _check_paths(table, {path: np.shape(a) for path, a in arrays.items()})
+    check_paths(table, {path: np.shape(a) for path, a in arrays.items()})
     return {name: np.asarray(store(place, arrays), order="C") for name, place in table.places().items()}
 
 
@@ -171,7 +171,7 @@ def store(place: Place, arrays: Mapping[str, Any]) -> np.ndarray:
 
 def check_names(table: Table, names: Iterable[str], shapes: Mapping[str, Shape]) -> None:
     """Raises ValueError unless the tensors, the table and our parameters cover each other."""
-    _check_paths(table, shapes)
+    check_paths(table, shapes)
     wanted, found = table.places().keys(), {name for name in names if not table.ignores(name)}
     missing, left = sorted(wanted - found), sorted(found - wanted)
     if missing or left:
@@ -179,7 +179,8 @@ def check_names(table: Table, names: Iterable[str], shapes: Mapping[str, Shape])
                          + _listing("tensors left over", left, missing))
 
 
-def _check_paths(table: Table, shapes: Mapping[str, Shape]) -> None:
+def check_paths(table: Table, shapes: Mapping[str, Shape]) -> None:
+    """Raises ValueError unless the table and our parameters cover each other."""
     paths = [path for e in table.entries for path in e.paths]
     missing, left = sorted(set(paths) - shapes.keys()), sorted(shapes.keys() - set(paths))
     if missing or left or len(set(paths)) < len(paths):

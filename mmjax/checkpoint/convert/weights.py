@@ -42,7 +42,8 @@ class WeightFolder:
         self.path = Path(folder).expanduser()
         if not self.path.is_dir():
             raise WeightsError(f"{self.path} is not a folder; give the one that holds {CONFIG} and {WEIGHTS}")
-        self.files = self._listed() if (self.path / INDEX).is_file() else self._single()
+        is_listed = (self.path / INDEX).is_file() and not (self.path / WEIGHTS).is_file()
+        self.files = self._listed() if is_listed else self._single()
         self._shapes: dict[str, tuple[int, ...]] = {}
         for file, names in self.files.items():
             self._check(file, names)
@@ -54,6 +55,12 @@ class WeightFolder:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._shapes[name]
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor."""
+        file = next(file for file, names in self.files.items() if name in names)
+        with opened(self.path / file) as tensors:
+            return tensors.get_tensor(name)
 
     def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
         """Every tensor in turn. A file is opened for each anew: what was read of it does not stay in memory."""

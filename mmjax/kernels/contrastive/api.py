@@ -46,6 +46,7 @@ def pair_loss(
     for name, value, known in (("form", form, FORMS), ("implementation", implementation, (None, *IMPLEMENTATIONS))):
         if value not in known:
             raise ValueError(f"{name}={value!r} must be one of {', '.join(map(str, known))}")
+    x, y = (jnp.where(weights[:, None] > 0, side, 0) for side in (x, y))     # of what does not exist, not even a NaN
     run = IMPLEMENTATIONS[implementation or next(iter(IMPLEMENTATIONS))]
     scale, bias = jnp.asarray(scale, jnp.float32), jnp.asarray(bias, jnp.float32)
     return run(x, y, jnp.asarray(weights, jnp.float32), scale, bias, form=form)

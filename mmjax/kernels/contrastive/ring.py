@@ -77,6 +77,8 @@ def _backward(ring: _Ring, saved, cotangents):
     d_features, (d_scale, d_bias) = _on_devices(_local_backward, ring, (*saved, cotangents[0]), out_specs)
     x, y, weights, scale, bias = saved[:5]
     d_x, d_y = (d.astype(like.dtype) for d, like in zip(d_features, (x, y), strict=True))
+    if is_explicit():       # a gradient lies as what it belongs to
+        d_x, d_y = (jax.reshard(d, jax.typeof(like).sharding.spec) for d, like in ((d_x, x), (d_y, y)))
     return d_x, d_y, jnp.zeros_like(weights), d_scale.astype(scale.dtype), d_bias.astype(bias.dtype)
 
 

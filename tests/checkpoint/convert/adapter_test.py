@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 import tiny_systems
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from mmjax.checkpoint.convert.adapter import CONFIG, FILE, read_adapter, save_adapter
 from mmjax.checkpoint.convert.weights import WeightFolder, WeightsError
@@ -53,3 +55,18 @@ def test_faults_are_named(tmp_path):
         save_adapter(tmp_path / "b", nest(params), lambda path: LowRank(2, 8.0 if "/q/" in path else 4.0))
     with pytest.raises(WeightsError, match="only adapter_model.safetensors|has neither"):
         WeightFolder(tmp_path / "a")
+
+
+@pytest.mark.quick
+def test_another_alpha_and_missing_layers_are_refused(tmp_path):
+    params, config = trained(), tiny_systems.config("flamingo")
+    save_adapter(tmp_path / "a", nest(params), choose, "llama", config.lm)
+    assert read_adapter(tmp_path / "a", nest(params), config, choose)
+    other = lambda path: LowRank(2, 64.0) if choose(path) else None  # noqa: E731
+    with pytest.raises(WeightsError, match="has r=2, lora_alpha=8.0, but the rules give .* rank=2, alpha=64.0"):
+        read_adapter(tmp_path / "a", nest(params), config, other)
+    tensors = {name: x for name, x in load_file(tmp_path / "a" / FILE).items() if "layers.1." not in name}
+    with safe_open(tmp_path / "a" / FILE, framework="np") as file:
+        save_file(tensors, tmp_path / "a" / FILE, metadata=file.metadata())
+    with pytest.raises(WeightsError, match="has only a part of the layers of 'lm/blocks"):
+        read_adapter(tmp_path / "a", nest(params), config, choose)

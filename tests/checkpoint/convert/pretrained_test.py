@@ -159,3 +159,27 @@ def test_a_config_that_a_format_cannot_say_is_refused(tmp_path):
     config = dataclasses.replace(LM, block=dataclasses.replace(LM.block, activation="gelu"))
     with pytest.raises(WeightsError, match="this format has block.activation='swiglu', but the model has 'gelu'"):
         save_pretrained(tmp_path / "x", Pretrained("llama", config, random_params(config), {}))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("kind, config, said", [
+    ("llama", dataclasses.replace(LM, scale_embedding=True), "scale_embedding would be False for True"),
+    ("llama", dataclasses.replace(LM, rotary_dim=4), "rotary_dim would be None for 4"),
+    ("llama", dataclasses.replace(LM, block=dataclasses.replace(LM.block, sub_norm=True)), "block.sub_norm would be"),
+    ("llama", dataclasses.replace(LM, block=dataclasses.replace(LM.block, norm_place="post")), "block.norm_place wo"),
+])
+def test_what_a_format_would_lose_is_refused(tmp_path, kind, config, said):
+    with pytest.raises(WeightsError, match=f"the format '{kind}' cannot say this config: {said}"):
+        save_pretrained(tmp_path / "x", Pretrained(kind, config, random_params(config), {}))
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_tied_head_in_the_file_must_be_the_table(tmp_path):
+    params = write(tmp_path / "untied", "llama", LM)
+    published = json.loads((tmp_path / "untied" / "config.json").read_text())
+    for file in (tmp_path / "untied").iterdir():
+        file.rename(tmp_path / file.name)
+    (tmp_path / "config.json").write_text(json.dumps(published | dict(tie_word_embeddings=True)))
+    with pytest.raises(ValueError, match="'lm_head.weight' differs from 'model.embed_tokens.weight'; set tie_"):
+        from_pretrained(tmp_path)
+    assert params

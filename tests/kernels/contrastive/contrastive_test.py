@@ -131,3 +131,12 @@ def test_wrong_arguments_are_named():
         pair_loss(x, y, weights[1:], SCALE)
     with pytest.raises(ValueError, match="form='cosine' must be one of softmax, sigmoid"):
         pair_loss(x, y, weights, SCALE, form="cosine")
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("implementation", ["ring", "reference"])
+def test_what_stands_where_no_pair_is_does_not_matter(implementation):
+    x, y, weights = draw(unused=(3,))
+    want = pair_loss(x, y, weights, SCALE, BIAS, implementation=implementation)
+    x[3], y[3] = np.nan, np.inf
+    assert pair_loss(x, y, weights, SCALE, BIAS, implementation=implementation) == want
