@@ -35,8 +35,8 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--adapter", action="store_true", help="write all that the run trained, adapters and "
                         "connectors, as one folder; with --format, adapters under the names of PEFT")
     parser.add_argument("--to", type=Path, help="folder to write; it must not exist, or be empty")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="to compute in "
-                        "and to write; float32 by default")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="to compute in and to write; that "
+                        "of the folder or run by default")
     parser.add_argument("--tokenizer", type=Path, help="folder whose tokenizer files are copied; --folder by default")
     parser.add_argument("--max-shard-gb", type=float, default=5.0, help="largest file to write")
     parser.add_argument("--compare", action="store_true", help="compare outputs with transformers (extra 'parity')")
@@ -50,7 +50,8 @@ def run(argv: Sequence[str]) -> int:
         write_adapter(args)
         return 0
     require(args.folder or args.format, f"--workdir needs --format, one of {', '.join(FORMATS)}")
-    model = from_pretrained(args.folder, args.dtype) if args.folder else from_run(args)
+    dtype = args.dtype or ("float32" if args.compare else None)         # transformers compares in float32
+    model = from_pretrained(args.folder, dtype) if args.folder else from_run(args)
     print(summary(model))
     if args.to:
         save_pretrained(args.to, model, args.tokenizer or args.folder, int(args.max_shard_gb * 1e9))
@@ -82,8 +83,8 @@ def from_run(args) -> Pretrained:
     params = manager.restore_params(args.workdir / name, args.part, step=args.step)
     if any(path.endswith(("lora_a", "lora_b")) for path in flatten(params)):
         raise ConfigError(f"the part {args.part!r} has low-rank adapters, which this format does not have; write them "
-                          "with the run's own checkpoints")
-    params = jax.tree.map(lambda x: x.astype(jnp.dtype(args.dtype)), params)
+                          "with --adapter")
+    params = jax.tree.map(lambda x: x.astype(jnp.dtype(args.dtype or x.dtype)), params)
     return Pretrained(args.format, part_config(config.model, args.part), params, {})
 
 

@@ -13,7 +13,7 @@ _ENOUGH = 1000                          # records, of which a share says somethi
 _NAMED = 5                              # records that the log names for each reason
 
 
-class TooManySkipped(RuntimeError):
+class TooManySkipped(ValueError):
     """More records of a data set are damaged than its share allows."""
 
 

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 _CHUNK = 8                              # inputs of one job; handing over one costs about as much as a short document
+_PATIENCE = 2.0                         # seconds that closing waits for all threads together
 A, B = TypeVar("A"), TypeVar("B")
 
 
@@ -17,9 +18,10 @@ class Threads:
 
     def __init__(self, count: int, name: str):
         self._jobs: queue.SimpleQueue[tuple[Future, Callable, tuple] | None] = queue.SimpleQueue()
-        self.count = count
-        for i in range(count):
-            threading.Thread(target=self._work, name=f"{name} {i}", daemon=True).start()
+        self.count, self._closed = count, False
+        self._threads = [threading.Thread(target=self._work, name=f"{name} {i}", daemon=True) for i in range(count)]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, function: Callable[..., B], *args: Any) -> "Future[B]":
         """Has `function(*args)` called when its turn comes."""
@@ -28,13 +30,21 @@ class Threads:
         return future
 
     def close(self) -> None:
-        """Lets the threads end after the jobs they have; waits for none."""
+        """Ends the threads. Waits for the jobs that they are at, but not for one that hangs.
+
+        A thread that computes in native code while the process ends would abort it.
+        """
+        self._closed = True
         for _ in range(self.count):
             self._jobs.put(None)
+        for thread in self._threads:
+            thread.join(_PATIENCE / self.count)
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             future, function, args = job
+            if self._closed:
+                future.cancel()
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(function(*args))

@@ -207,7 +207,7 @@ class _Trainer:
                 self.progress.say(said)
             if step == first + 1:
                 self.progress.say(f"compiled and made the first step in {duration(time.perf_counter() - begin)}")
-            if step % config.log_every == 0:
+            if step % config.log_every == 0 or step == config.total_steps:
                 self._log(step, metrics)
             if step == first + 1:
                 self.clock.reset()

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from mmjax.checkpoint.convert import formats
 from mmjax.checkpoint.convert.forms import linear
 from mmjax.checkpoint.convert.table import Entry, Place, Table, load, store
-from mmjax.checkpoint.convert.weights import WeightsError, opened, read_json
+from mmjax.checkpoint.convert.weights import WeightsError, opened, read_json, save
 from mmjax.checkpoint.paths import flatten
 from mmjax.layers.low_rank import Choose, is_adapter, kernel_of
 
@@ -56,7 +55,7 @@ def save_adapter(folder: str | os.PathLike, trained: Mapping[str, Any], low_rank
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(about, indent=2) + "\n")
     draft = folder / f".{FILE}.partial"
-    save_file(tensors, draft, metadata={"format": "pt", "mmjax_kind": kind, "mmjax_part": part})
+    save(tensors, draft, mmjax_kind=kind, mmjax_part=part)
     os.replace(draft, folder / FILE)
 
 

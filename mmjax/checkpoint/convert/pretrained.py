@@ -79,12 +79,12 @@ def read_config(folder: str | os.PathLike) -> tuple[str, Any, dict[str, Any]]:
         raise WeightsError(f"{path} does not describe a {kind}: {error}") from error
 
 
-def from_pretrained(folder: str | os.PathLike, dtype: str = "float32", mesh: Mesh | None = None) -> Pretrained:
+def from_pretrained(folder: str | os.PathLike, dtype: str | None = "float32", mesh: Mesh | None = None) -> Pretrained:
     """Reads a published model.
 
     Args:
         folder: with config.json and model.safetensors, or shards and their index.
-        dtype: of all parameters.
+        dtype: of all parameters; None for that of the files.
         mesh: if given, parameters come split over it by the common rules, each tensor straight to its devices.
 
     Raises:
@@ -92,13 +92,15 @@ def from_pretrained(folder: str | os.PathLike, dtype: str = "float32", mesh: Mes
         ValueError: if tensors are missing, left over or of other shapes.
     """
     kind, config, published = read_config(folder)
+    weights = WeightFolder(folder)
+    dtype = dtype or weights.dtype
     shapes, axes = template(config)
     if mesh is None:
         leaves = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), shapes)
     else:
         leaves = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=s), shapes,
                               param_shardings(axes, shapes, mesh))
-    params = streaming.read(WeightFolder(folder), formats.FORMATS[kind].table(config), leaves)
+    params = streaming.read(weights, formats.FORMATS[kind].table(config), leaves)
     return Pretrained(kind, config, params, published)
 
 

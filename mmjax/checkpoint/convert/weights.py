@@ -22,6 +22,9 @@ _PICKLES = {b"\x80": "a pickle", b"PK": "a zip archive, as torch.save writes pic
 _PICKLE_NAMES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
+_DTYPES = {"BF16": "bfloat16", "F16": "float16"}
+
+
 class WeightsError(ValueError):
     """A folder is not one of published weights, or its files are damaged."""
 
@@ -32,6 +35,7 @@ class WeightFolder:
     Attributes:
         path: the folder.
         files: {file name: the names of its tensors}.
+        dtype: of the last file's first tensor.
 
     Raises:
         WeightsError: if there is no such folder, it has no safetensors, the index and the shards disagree, or a file
@@ -100,6 +104,7 @@ class WeightFolder:
             held = set(tensors.keys())
             if missing := [name for name in names if name not in held]:
                 raise WeightsError(f"{self.path / file} lacks the tensor {missing[0]!r}, which {INDEX} places there")
+            self.dtype = _DTYPES.get(tensors.get_slice(names[0]).get_dtype(), "float32")
             self._shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
 
 
@@ -147,7 +152,7 @@ def write_folder(folder: str | os.PathLike, sizes: Mapping[str, int], tensor: Ca
         where = {}
         for number, names in enumerate(shards, 1):
             file = single if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-            save_file({name: tensor(name) for name in names}, draft / file, metadata={"format": "pt"})
+            save({name: tensor(name) for name in names}, draft / file)
             where |= dict.fromkeys(names, file)
         if len(shards) > 1:
             index = dict(metadata=dict(total_size=sum(sizes.values())), weight_map=dict(sorted(where.items())))
@@ -159,6 +164,14 @@ def write_folder(folder: str | os.PathLike, sizes: Mapping[str, int], tensor: Ca
         os.replace(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def save(tensors: dict[str, np.ndarray], path: Path, **metadata: str) -> None:
+    """Writes a safetensors file that whoever may read the folder can read; the library's own is for its owner alone."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata={"format": "pt", **metadata})
+    path.chmod(mode)
 
 
 def _shards(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
