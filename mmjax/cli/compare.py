@@ -31,8 +31,8 @@ def compare(model: Pretrained, folder: Path) -> float:
     Raises:
         ImportError: if torch or transformers is not installed.
     """
-    if model.kind == "open_clip":
-        raise ValueError("--compare runs transformers, which does not read open_clip's folders")
+    if not (FORMATS[model.kind].architecture and model.kind != "open_clip"):
+        raise ValueError(f"--compare runs transformers, which does not read folders of {model.kind}")
     reference = _reference(FORMATS[model.kind].architecture, folder)
     inputs, ours = RUNS[type(model.config)](model.config, model.params)
     theirs = reference(inputs)
@@ -108,7 +108,8 @@ def _text_tower(c: TextTowerConfig, params: Any) -> tuple[Inputs, dict[str, jax.
 def _vit(c: ViTConfig, params: Any) -> tuple[Inputs, dict[str, jax.Array]]:
     pixels = _pixels(c.image_size)
     tokens = jax.jit(ViT(c, parent=None).apply)({"params": params}, pixels)     # the norm is on all of them here
-    return {"pixel_values": _normalized(pixels, c)}, {"pooler_output": tokens[:, 0]}
+    said = {"pooler_output": tokens[:, 0]} if c.class_token else {"last_hidden_state": tokens}
+    return {"pixel_values": _normalized(pixels, c)}, said
 
 
 def _clip(c: ClipConfig, params: Any) -> tuple[Inputs, dict[str, jax.Array]]:

@@ -19,12 +19,14 @@ from mmjax.layers.low_rank import LowRank, is_adapter
 from mmjax.models import LanguageConfig, build
 from mmjax.models.clip import Clip
 from mmjax.parallel import make_mesh
+from mmjax.parts.vision_tower import vision_tower
 
 if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
     pytest.skip("needs torch and transformers; see tests/parity/requirements.txt", allow_module_level=True)
 
 import references as ref  # noqa: E402
 import safetensors.torch  # noqa: E402
+import timm  # noqa: E402
 import torch  # noqa: E402
 from open_clip.model import CLIP  # noqa: E402
 
@@ -51,6 +53,7 @@ MODELS = {
     "clip": lambda: hf.CLIPModel(hf.CLIPConfig(text_config=TEXT | dict(eos_token_id=39, projection_dim=20),
                                                vision_config=IMAGE | dict(projection_dim=20), projection_dim=20)),
     "clip_vision_model": lambda: hf.CLIPVisionModel(hf.CLIPVisionConfig(**IMAGE)),
+    "aimv2_vision_model": lambda: hf.Aimv2VisionModel(hf.Aimv2VisionConfig(use_head=False, **IMAGE)),
     "siglip": lambda: hf.SiglipModel(hf.SiglipConfig(text_config=TEXT | dict(projection_size=32), vision_config=IMAGE)),
 }
 
@@ -103,7 +106,7 @@ def run(module) -> dict[str, torch.Tensor]:
     tokens[:, -1] = 39
     pixels = torch.randn(2, 3, 24, 24, generator=g)
     inputs = dict(input_ids=tokens)
-    if isinstance(module, hf.CLIPVisionModel):
+    if isinstance(module, hf.CLIPVisionModel | hf.Aimv2VisionModel):
         inputs = dict(pixel_values=pixels)
     elif isinstance(module, hf.CLIPModel | hf.SiglipModel):
         inputs["pixel_values"] = pixels
@@ -188,3 +191,19 @@ def test_folders_of_open_clip(tmp_path, quick):
     assert again.keys() == tensors.keys() and all(torch.equal(again[name], x) for name, x in tensors.items())
     save_pretrained(tmp_path / "anew", model._replace(published={}))
     assert not differences(from_pretrained(tmp_path / "anew").config, model.config)
+
+
+@pytest.mark.parametrize("name", ["eva02_tiny_patch14_224", "dm_nfnet_f0"])
+def test_towers_of_timm(tmp_path, name):
+    """A folder as timm publishes it; its head is left out."""
+    torch.manual_seed(0)
+    module = timm.create_model(name, num_classes=0).eval()
+    (tmp_path / "config.json").write_text(json.dumps(dict(architecture=f"{name}.some_tag", num_classes=0)))
+    safetensors.torch.save_file(module.state_dict(), tmp_path / "model.safetensors")
+    model = from_pretrained(tmp_path)
+    pixels = _pixels(model.config.image_size)[:1]
+    ours = jax.jit(vision_tower(model.config).apply)({"params": model.params}, pixels)
+    with torch.no_grad():
+        want = module.forward_features(torch.from_numpy(_normalized(pixels, model.config)))
+        want = want.flatten(2).transpose(1, 2) if want.ndim == 4 else want
+    np.testing.assert_allclose(ours, want.numpy(), atol=1e-4 * float(want.abs().max()))

@@ -7,7 +7,13 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from mmjax.checkpoint.convert import open_clip_vision, text_towers, transformers_language, transformers_vision
+from mmjax.checkpoint.convert import (
+    open_clip_vision,
+    text_towers,
+    timm_vision,
+    transformers_language,
+    transformers_vision,
+)
 from mmjax.checkpoint.convert.config_table import ConfigTable, Field
 from mmjax.checkpoint.convert.forms import batched
 from mmjax.checkpoint.convert.table import Entry, Table, under
@@ -15,8 +21,11 @@ from mmjax.checkpoint.convert.weights import CONFIG, WEIGHTS, WeightsError
 from mmjax.models.clip import ClipConfig
 from mmjax.parts.decoder import DecoderConfig
 from mmjax.parts.encoder_decoder import EncoderDecoderConfig
+from mmjax.parts.nfnet import NFNetConfig
 from mmjax.parts.text_tower import TextTowerConfig
 from mmjax.parts.vision_head import VisionHeadConfig
+from mmjax.parts.vision_presets import PRESETS
+from mmjax.parts.vision_tower import VisionConfig
 from mmjax.parts.vit import ViTConfig
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -30,14 +39,14 @@ class Format(NamedTuple):
 
     Attributes:
         architecture: class of transformers, for a config that we write.
-        config: how its config is published.
+        config: how its config is published, a `ConfigTable` as a rule.
         entries: our config -> the names of its parameters.
         ignored: names of tensors that hold no parameters.
         config_file, weights_file: names in its folder.
     """
 
     architecture: str
-    config: ConfigTable
+    config: Any
     entries: Callable[[Any], tuple[Entry, ...]]
     ignored: tuple[str, ...] = ()
     config_file: str = CONFIG
@@ -287,6 +296,49 @@ def open_clip(c: ClipConfig) -> tuple[Entry, ...]:
             *under("text/", "", text_towers.open_clip(c.text)), Entry("log_scale", "logit_scale"))
 
 
+AIMV2 = ConfigTable(
+    ViTConfig,
+    (Field("hidden_size", "block.embed_dim", 1024), Field("intermediate_size", "block.mlp_dim", 2816),
+     Field("num_hidden_layers", "num_layers", 24), Field("num_attention_heads", "block.num_heads", 8),
+     Field("image_size", "image_size", 224), Field("patch_size", "patch_size", 14),
+     Field("rms_norm_eps", "block.norm_eps", 1e-5),
+     Field("is_native", "positions", False, load=lambda native, _: "sincos" if native else "learned",
+           store=lambda positions, _: positions == "sincos")),
+    {"block.activation": "swiglu", "block.norm": "rms", "block.use_bias": False, "class_token": False,
+     "patch_bias": True, "pre_norm": False, "patch_norm": True},
+    {"use_head": (False,), "hidden_act": ("silu", None), "qkv_bias": (False, None), "mlp_bias": (False, None),
+     "num_channels": (3, None)})
+
+TIMM = {
+    **{f"vit_base_patch16_siglip_{size}": f"siglip_b16_{size}" for size in (224, 256, 384)},
+    **{f"vit_large_patch16_siglip_{size}": f"siglip_l16_{size}" for size in (256, 384)},
+    **{f"vit_so400m_patch14_siglip_{size}": f"siglip_so400m14_{size}" for size in (224, 384)},
+    "eva_giant_patch14_clip_224": "eva_clip_g14", "eva02_tiny_patch14_224": "eva02_ti14",
+    "eva02_small_patch14_224": "eva02_s14", "eva02_base_patch14_224": "eva02_b14",
+    "eva02_large_patch14_224": "eva02_l14", "eva02_base_patch16_clip_224": "eva02_clip_b16", "eva02_large_patch14_clip_224": "eva02_clip_l14",
+    "eva02_enormous_patch14_clip_224": "eva02_clip_e14_plus", **{f"dm_nfnet_f{i}": f"nfnet_f{i}" for i in range(7)}}
+
+
+class TimmConfig:
+    """timm's config.json names a model, whose sizes are in its code, and ours in `vision_presets`."""
+
+    def read(self, published: dict[str, Any], where: str) -> VisionConfig:
+        name = str(published["architecture"]).partition(".")[0]
+        if name not in TIMM:
+            raise WeightsError(f"{where} has architecture={name!r}, which cannot be read; known: {', '.join(TIMM)}")
+        return PRESETS[TIMM[name]].tower
+
+    def write(self, config: Any) -> dict[str, Any]:
+        raise WeightsError("timm's config.json cannot say sizes; write the tower as transformers does")
+
+
+def timm_tower(c: VisionConfig) -> tuple[Entry, ...]:
+    """timm's towers without their heads."""
+    if isinstance(c, NFNetConfig):
+        return timm_vision.nfnet_tower(c)
+    return timm_vision.eva_tower(c) if c.class_token else timm_vision.vit_tower(c)
+
+
 _LANGUAGE = transformers_language.IGNORED
 _VISION = transformers_vision.IGNORED
 FORMATS: dict[str, Format] = {
@@ -301,6 +353,8 @@ FORMATS: dict[str, Format] = {
     "clip": Format("CLIPModel", CLIP, clip, _VISION),
     "clip_vision_model": Format("CLIPVisionModel", CLIP_VISION, transformers_vision.clip_tower, _VISION),
     "siglip": Format("SiglipModel", SIGLIP, siglip, _VISION),
+    "aimv2_vision_model": Format("Aimv2VisionModel", AIMV2, transformers_vision.aimv2_tower, _VISION),
+    "timm": Format("", TimmConfig(), timm_tower, (r"(head|fc_norm|attn_pool)\..*",)),
     "open_clip": Format("CLIP", OPEN_CLIP, open_clip, text_towers.IGNORED, OPEN_CLIP_CONFIG,
                         "open_clip_model.safetensors"),
 }
@@ -312,7 +366,8 @@ def find(published: dict[str, Any], where: str) -> tuple[str, Format]:
     Raises:
         WeightsError: if it has none, or an unknown one; lists what is known.
     """
-    kind = "open_clip" if "model_cfg" in published else published.get("model_type")
+    others = {"model_cfg": "open_clip", "architecture": "timm"}
+    kind = published.get("model_type", next((kind for key, kind in others.items() if key in published), None))
     if not isinstance(kind, str) or kind not in FORMATS:
         raise WeightsError(f"{where} has model_type={kind!r}, which cannot be read; known: {', '.join(FORMATS)}")
     return kind, FORMATS[kind]

@@ -21,7 +21,9 @@ from mmjax.models.clip import Clip, ClipConfig
 from mmjax.parallel import param_shardings
 from mmjax.parts.decoder import Decoder, DecoderConfig, text_example
 from mmjax.parts.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from mmjax.parts.nfnet import NFNet, NFNetConfig
 from mmjax.parts.text_tower import TextTower, TextTowerConfig
+from mmjax.parts.vision_tower import VisionConfig
 from mmjax.parts.vit import ViT, ViTConfig
 
 # Fields of our configs that say how a model runs or starts, not what it computes.
@@ -51,7 +53,7 @@ class Pretrained(NamedTuple):
 def is_published(folder: str | os.PathLike) -> bool:
     """Whether a folder holds a published model, and not a run: its `config.json` has a `model_type`."""
     path = config_path(folder)
-    return path.is_file() and not {"model_type", "model_cfg"}.isdisjoint(read_json(path))
+    return path.is_file() and not {"model_type", "model_cfg", "architecture"}.isdisjoint(read_json(path))
 
 
 def config_path(folder: str | os.PathLike) -> Path:
@@ -122,7 +124,7 @@ def save_pretrained(folder: str | os.PathLike, model: Pretrained, source: str | 
     if lost := differences(form.read(published, "config.json"), model.config):
         lines = "; ".join(f"{field} would be {a!r} for {b!r}" for field, a, b in lost)
         raise WeightsError(f"the format {model.kind!r} cannot say this config: {lines}")
-    if form.config_file == CONFIG:
+    if form.config_file == CONFIG and "architecture" not in published:
         published = published | {"model_type": model.kind}
     sizes, tensor = streaming.pieces(form.table(model.config), model.params)
     files = {form.config_file: (json.dumps(published, indent=2) + "\n").encode()}
@@ -201,7 +203,7 @@ def _init_of(module: Callable[..., Any], *example: Any) -> Callable[[Any], Calla
         e(config) if callable(e) else e for e in example))
 
 
-def _image(config: ViTConfig) -> jax.Array:
+def _image(config: VisionConfig) -> jax.Array:
     return jnp.zeros((1, config.image_size, config.image_size, 3), jnp.uint8)
 
 
@@ -211,6 +213,7 @@ _INITS: dict[type, Callable[[Any], Callable[[jax.Array], Any]]] = {
                                    lambda _: jnp.ones((1, 1), jnp.int32)),
     TextTowerConfig: _init_of(TextTower, lambda _: jnp.ones((1, 1), jnp.int32)),
     ViTConfig: _init_of(ViT, _image),
+    NFNetConfig: _init_of(NFNet, _image),
     ClipConfig: lambda config: Clip(config).init,
 }
 
