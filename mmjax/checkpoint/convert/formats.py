@@ -315,8 +315,9 @@ TIMM = {
     **{f"vit_so400m_patch14_siglip_{size}": f"siglip_so400m14_{size}" for size in (224, 384)},
     "eva_giant_patch14_clip_224": "eva_clip_g14", "eva02_tiny_patch14_224": "eva02_ti14",
     "eva02_small_patch14_224": "eva02_s14", "eva02_base_patch14_224": "eva02_b14",
-    "eva02_large_patch14_224": "eva02_l14", "eva02_base_patch16_clip_224": "eva02_clip_b16", "eva02_large_patch14_clip_224": "eva02_clip_l14",
-    "eva02_enormous_patch14_clip_224": "eva02_clip_e14_plus", **{f"dm_nfnet_f{i}": f"nfnet_f{i}" for i in range(7)}}
+    "eva02_large_patch14_224": "eva02_l14", "eva02_base_patch16_clip_224": "eva02_clip_b16",
+    "eva02_large_patch14_clip_224": "eva02_clip_l14", "eva02_enormous_patch14_clip_224": "eva02_clip_e14_plus",
+    **{f"dm_nfnet_f{i}": f"nfnet_f{i}" for i in range(7)}}
 
 
 class TimmConfig:
