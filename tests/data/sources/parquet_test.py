@@ -34,6 +34,7 @@ def test_groups_are_read_once_in_order_and_few_are_kept(file, monkeypatch):
     read, real = [], parquet.ParquetFile.read_row_group
     monkeypatch.setattr(parquet.ParquetFile, "read_row_group",
                         lambda self, g, **options: read.append(g) or real(self, g, **options))
+    monkeypatch.setattr(rows, "_KEPT_GROUPS", 2)
     table = ParquetTable(file, ("n",))
     assert [table.object(k)["n"] for k in range(10)] == list(range(10)) and read == [0, 1, 2, 3]
     assert table.object(8)["n"] == 8 and read == [0, 1, 2, 3]
